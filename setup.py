@@ -8,15 +8,18 @@ import sys
 
 from setuptools import Extension, setup
 
-flags = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+# Compiled for OpenMP but not linked to a runtime: at load time torch's own is used (native/__init__.py).
+OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 setup(
     ext_modules=[
         Extension(
-            "i3lm.native._text",
-            ["src/i3lm/native/text.c"],
-            extra_compile_args=flags,
+            f"i3lm.native._{name}",
+            [f"src/i3lm/native/{name}.c"],
+            extra_compile_args=FLAGS + flags,
             optional=True,
-        ),
+        )
+        for name, flags in (("text", []), ("tensor", OPENMP))
     ]
 )

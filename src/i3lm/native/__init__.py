@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.machinery
+import sys
 from pathlib import Path
 
 
@@ -19,3 +20,33 @@ def text_library() -> ctypes.CDLL | None:
     """Return the tokenizer's C kernels, or None where they were not built."""
     path = _library_path("_text")
     return None if path is None else ctypes.CDLL(str(path))
+
+
+@functools.cache
+def tensor_library() -> ctypes.CDLL | None:
+    """Return the model's C kernels, or None where they were not built or cannot be loaded.
+
+    Import torch first: the kernels run in the threads of torch's own OpenMP runtime.
+    """
+    path = _library_path("_tensor")
+    if path is None:
+        return None
+    if sys.platform.startswith("linux") and not _share_openmp():
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        return None
+
+
+def _share_openmp() -> bool:
+    """Make the symbols of the OpenMP runtime that is already loaded visible to our kernels."""
+    torch = sys.modules.get("torch")
+    folder = Path(torch.__file__).parent if torch is not None and torch.__file__ else Path()
+    for name in (folder / "lib" / "libgomp.so.1", "libgomp.so.1"):
+        try:
+            ctypes.CDLL(str(name), mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        return True
+    return False

@@ -1,0 +1,323 @@
+"""The i3 network: embedding, three-branch layers, LoRPt head. Needs torch alone.
+
+Shapes: B batch, T time, D hidden size, H heads, K head size, N states, R rank, V vocabulary.
+`config` is any object with the fields of `I3Config`.
+"""
+
+import math
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .ops_i3 import head_loss, lorpt, recurrence, stable_transition
+
+
+class LoRPtLinear(nn.Module):
+    """A linear map of low rank, `y = x (A B)^T + bias`, with A (out, R) and B (R, in).
+
+    The two factors are applied one after the other. The forward pass takes (..., in) to (..., out).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.A = nn.Parameter(torch.empty(out_features, rank))
+        self.B = nn.Parameter(torch.empty(rank, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw balanced orthogonal factors; the bias starts at zero."""
+        init_factors(self.A, self.B)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to (..., out)."""
+        return lorpt(x, self.A, self.B, self.bias)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in `print(model)`."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"rank={self.rank}, bias={self.bias is not None}"
+        )
+
+
+@torch.no_grad()
+def init_factors(A: Tensor, B: Tensor) -> None:
+    """Fill A (out, R) and B (R, in) with orthogonal factors of equal spectral norm.
+
+    The product has R equal singular values sqrt(out / R), so unit-variance inputs give
+    outputs of unit variance, as a dense layer with weights of variance 1 / in would.
+    """
+    if A.is_meta:
+        return
+    gain = (A.shape[0] / A.shape[1]) ** 0.25
+    nn.init.orthogonal_(A, gain)
+    nn.init.orthogonal_(B, gain)
+
+
+class LayerState:
+    """What one layer remembers between calls: keys and values, and the recurrent h and s.
+
+    Keys and values live in buffers of `capacity` positions, made at the first use.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        self.recurrent: tuple[Tensor, Tensor] | None = None
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, T, K); return all of them so far."""
+        if self._keys is None or self._values is None:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self._keys, self._values = keys.new_zeros(shape), keys.new_zeros(shape)
+        begin, self.length = self.length, self.length + keys.shape[2]
+        self._keys[:, :, begin : self.length] = keys
+        self._values[:, :, begin : self.length] = values
+        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+
+
+class State(Protocol):
+    """The part of a cache that a layer sees; `LayerState` is ours, transformers' is wrapped."""
+
+    recurrent: tuple[Tensor, Tensor] | None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values (B, H, T, K); return all of them so far."""
+
+
+class Recurrence(nn.Module):
+    """Time mixing and a linear state space, both time-invariant.
+
+    h_t = w h_(t-1) + (1 - w) x_t; s_t = A s_(t-1) + B x_t; y_t = C s_t + D h_t.
+    `w_mix` holds the logit of w, so w stays in (0, 1) whatever the optimizer does; the spectral
+    radius of A is held at or below 1 by `stable_transition`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        d, n = config.hidden_size, config.state_size
+        self.w_mix = nn.Parameter(torch.empty(d))
+        self.A = nn.Parameter(torch.empty(n, n))
+        self.B = nn.Parameter(torch.empty(n, d))
+        self.C = nn.Parameter(torch.empty(d, n))
+        self.D = nn.Parameter(torch.empty(d))
+        self.max_time_constant = config.max_position_embeddings / 2
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Spread the decays: time constants from 1 token to half the window, evenly in log."""
+        if self.A.is_meta:
+            return
+        d, n = self.D.numel(), self.A.shape[0]
+        spread = math.log(self.max_time_constant)
+        taus = torch.exp(torch.linspace(0.0, spread, d))[torch.randperm(d)]
+        w = torch.exp(-1 / taus)
+        self.w_mix.copy_(torch.log(w / (1 - w)))
+        self.A.copy_(torch.diag(torch.exp(-1 / torch.exp(torch.linspace(0.0, spread, n)))))
+        nn.init.normal_(self.B, std=d**-0.5)
+        nn.init.zeros_(self.C)  # the branch writes nothing at first
+        nn.init.zeros_(self.D)
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        """Mix x (B, T, D) over time; go on from `state` and leave the new state there."""
+        if state is None or state.recurrent is None:
+            h = x.new_zeros(x.shape[0], x.shape[2], dtype=torch.float32)
+            s = x.new_zeros(x.shape[0], self.A.shape[0], dtype=torch.float32)
+        else:
+            h, s = state.recurrent
+        w, A = torch.sigmoid(self.w_mix), stable_transition(self.A)
+        u = F.linear(x, self.B)
+        x = x.to(A.dtype)
+        y, s_BTN, h, s = recurrence(x, u.to(A.dtype), w, A, self.D, h.to(A.dtype), s.to(A.dtype))
+        if state is not None:
+            state.recurrent = (h, s)
+        return y + F.linear(s_BTN, self.C)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention whose queries, keys and values have rank R.
+
+    The three down-projections (D to R, with bias) are the rows of one matrix `qkv_down`.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        d, r = config.hidden_size, config.rank
+        self.num_heads = config.num_attention_heads
+        self.qkv_down = nn.Linear(d, 3 * r)
+        self.q_up = nn.Linear(r, d)
+        self.k_up = nn.Linear(r, d)
+        self.v_up = nn.Linear(r, d)
+        self.o_proj = nn.Linear(d, d)
+
+    def reset_parameters(self) -> None:
+        """Draw balanced factors for Q, K, V; the output projection starts at zero."""
+        for down, up in zip(
+            self.qkv_down.weight.chunk(3), (self.q_up, self.k_up, self.v_up), strict=True
+        ):
+            init_factors(up.weight, down)
+        for linear in (self.qkv_down, self.q_up, self.k_up, self.v_up, self.o_proj):
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.o_proj.weight)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, K)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, state: State | None = None) -> Tensor:
+        """Attend over x (B, T, D) and what `state` holds.
+
+        mask: (B or 1, 1, T, T_all), boolean (True: may attend) or additive; None: causal.
+        """
+        q, k, v = self.qkv_down(x).chunk(3, dim=-1)
+        q, k, v = (
+            self._heads(up(low))
+            for up, low in ((self.q_up, q), (self.k_up, k), (self.v_up, v))
+        )
+        if state is not None:
+            k, v = state.append(k, v)
+        causal = mask is None and q.shape[2] > 1
+        if causal and k.shape[2] != q.shape[2]:  # a later stretch of a prompt
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            mask, causal = mask.tril(k.shape[2] - q.shape[2]), False
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """LoRPt(D to 4 D), GELU, LoRPt(4 D to D)."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.up = LoRPtLinear(config.hidden_size, config.intermediate_size, config.rank)
+        self.down = LoRPtLinear(config.intermediate_size, config.hidden_size, config.rank)
+
+    def reset_parameters(self) -> None:
+        """Draw the factors; the one that writes to the residual stream starts at zero."""
+        self.up.reset_parameters()
+        self.down.reset_parameters()
+        nn.init.zeros_(self.down.A)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+
+
+class I3Layer(nn.Module):
+    """Three pre-norm residual branches: recurrence, attention, feed-forward."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.layer_norm_eps
+        self.recurrence_norm = nn.LayerNorm(d, eps=eps)
+        self.recurrence = Recurrence(config)
+        self.attention_norm = nn.LayerNorm(d, eps=eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.LayerNorm(d, eps=eps)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        padding: Tensor | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        """Transform x (B, T, D). `padding` (B, T, 1) is 0 where a token must leave no trace."""
+        mixed = self.recurrence_norm(x)
+        if padding is not None:
+            mixed = mixed * padding
+        x = x + self.recurrence(mixed, state)
+        x = x + self.attention(self.attention_norm(x), mask, state)
+        return x + self.ffn(self.ffn_norm(x))  # type: ignore[no-any-return]
+
+
+class I3Backbone(nn.Module):
+    """Token and position embeddings, the layers, the final norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        build_backbone(self, config)
+
+    def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
+        """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
+        past = states[0].length if states else 0
+        positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
+        x = self.embed_tokens(input_ids) + self.embed_positions(positions)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, state=states[i] if states else None)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def build_backbone(module: nn.Module, config: Any) -> None:
+    """Give `module` the backbone's parts. transformers' base model has the same ones."""
+    d = config.hidden_size
+    module.embed_tokens = nn.Embedding(config.vocab_size, d)
+    module.embed_positions = nn.Embedding(config.max_position_embeddings, d)
+    module.layers = nn.ModuleList(I3Layer(config) for _ in range(config.num_hidden_layers))
+    module.norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+
+
+class I3Network(nn.Module):
+    """The whole language model with the parameter names of `I3ForCausalLM`, without transformers."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.model = I3Backbone(config)
+        self.lm_head = LoRPtLinear(config.hidden_size, config.vocab_size, config.rank)
+        self.apply(lambda module: init_module(module, config))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        states: list[LayerState] | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Return logits (B, T, V), or (B, 1, V) of the last position, for input_ids (B, T)."""
+        hidden = self.model(input_ids, states)
+        return head_logits(self.lm_head, hidden[:, -1:] if last_only else hidden, self.config)
+
+    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy in nats, summed over all B * T targets (int64)."""
+        hidden = self.model(input_ids).flatten(0, 1)
+        head, used = self.lm_head, used_rows(self.config)
+        return head_loss(hidden, head.A[:used], head.B, head.bias[:used], targets.flatten())
+
+    def new_states(self) -> list[LayerState]:
+        """Return empty decoding states, one a layer."""
+        positions = self.config.max_position_embeddings
+        return [LayerState(positions) for _ in self.model.layers]
+
+
+def used_rows(config: Any) -> int:
+    """Return how many rows of the vocabulary stand for a token; the rest can never be generated."""
+    return config.used_vocab_size or config.vocab_size  # type: ignore[no-any-return]
+
+
+def head_logits(head: nn.Module, hidden: Tensor, config: Any) -> Tensor:
+    """Return logits (..., V) of hidden (..., D), -inf for the rows that stand for no token."""
+    logits = head(hidden)
+    used = used_rows(config)
+    if used < logits.shape[-1]:
+        unused = torch.arange(logits.shape[-1], device=logits.device) >= used
+        logits = logits.masked_fill(unused, -torch.inf)
+    return logits  # type: ignore[no-any-return]
+
+
+def init_module(module: nn.Module, config: Any) -> None:
+    """Initialise one module in place; children come before their parents."""
+    if isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=config.initializer_range)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, LoRPtLinear | Recurrence | Attention | FeedForward):
+        module.reset_parameters()

@@ -1,0 +1,190 @@
+"""The operations of the i3 layer, in plain torch.
+
+Shapes: B batch, T time, D channels (hidden size), N states, R rank, V vocabulary.
+Sources: exponential time mixing as in RWKV (arXiv 2305.13048), linear state space as in S4
+(arXiv 2111.00396) with a time-invariant transition, prefix scans after Hillis and Steele (1986),
+low-rank products after LoRPt (FlameF0X, 2025).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# i3lm puts its compiled kernels here; a model folder on its own runs on the torch forms below.
+# Signature: (x, u, w, A, D, h, s) -> (D * h_t, s_t, h_T, s_T), and the same for its backward.
+recurrence_forward_kernel: Callable | None = None
+recurrence_backward_kernel: Callable | None = None
+
+
+def lorpt(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `x (A B)^T + bias` for x (..., in), A (out, R), B (R, in) without forming `A B`."""
+    return F.linear(F.linear(x, B), A, bias)
+
+
+def stable_transition(A: Tensor) -> Tensor:
+    """Return A (N, N), scaled down where its spectral radius could exceed 1.
+
+    Gelfand's bound `|A^64|_F^(1/64)` is never below the radius and at most 3 % above it for N = 32.
+    The scale counts as a constant in the backward pass.
+    """
+    with torch.no_grad():
+        power = A.double()
+        norm = torch.linalg.matrix_norm(power).clamp(min=1e-12)
+        power = power / norm
+        for _ in range(6):
+            power = power @ power
+        bound = norm * torch.linalg.matrix_norm(power) ** (1 / 64)
+        scale = bound.clamp(min=1.0).reciprocal().to(A.dtype)
+    return A * scale
+
+
+def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
+    """Return all h_t of `h_t = w h_(t-1) + x_t`: x (B, T, D), w (D), h (B, D) -> (B, T, D).
+
+    Doubling scan: log2(T) rounds, no loop over time.
+    """
+    out = torch.cat([(x[:, :1] + (w * h)[:, None]), x[:, 1:]], dim=1)
+    span, power = 1, w
+    while span < x.shape[1]:
+        out = torch.cat([out[:, :span], torch.addcmul(out[:, span:], out[:, :-span], power)], dim=1)
+        span, power = 2 * span, power * power
+    return out
+
+
+def scan_states(u: Tensor, A: Tensor, s: Tensor) -> Tensor:
+    """Return all s_t of `s_t = A s_(t-1) + u_t`: u (B, T, N), A (N, N), s (B, N) -> (B, T, N)."""
+    out = torch.cat([u[:, :1] + F.linear(s, A)[:, None], u[:, 1:]], dim=1)
+    span, power = 1, A
+    while span < u.shape[1]:
+        out = torch.cat([out[:, :span], out[:, span:] + F.linear(out[:, :-span], power)], dim=1)
+        span, power = 2 * span, power @ power
+    return out
+
+
+def _forward(
+    x: Tensor, u: Tensor, w: Tensor, A: Tensor, D: Tensor, h: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    h_BTD = scan_channels((1 - w) * x, w, h)
+    s_BTN = scan_states(u, A, s)
+    return D * h_BTD, s_BTN, h_BTD[:, -1], s_BTN[:, -1]
+
+
+def _backward(
+    saved: tuple[Tensor, ...], grad_y: Tensor, grad_s: Tensor, grad_h: Tensor, grad_end: Tensor
+) -> tuple[Tensor, ...]:
+    """The adjoint recurrences, which run from the last step to the first (docs/math.md)."""
+    x, w, A, D, h, s, s_BTN = saved
+    h_BTD = scan_channels((1 - w) * x, w, h)
+    before = torch.cat([h[:, None], h_BTD[:, :-1]], dim=1)
+    source = D * grad_y
+    source = torch.cat([source[:, :-1], source[:, -1:] + grad_h[:, None]], dim=1)
+    lam = scan_channels(source.flip(1), w, torch.zeros_like(h)).flip(1)
+    source = torch.cat([grad_s[:, :-1], grad_s[:, -1:] + grad_end[:, None]], dim=1)
+    sigma = scan_states(source.flip(1), A.t(), torch.zeros_like(s)).flip(1)
+    grad_w = (lam * (before - x)).sum((0, 1))
+    grad_D = (grad_y * h_BTD).sum((0, 1))
+    return (1 - w) * lam, sigma, grad_w, grad_D, w * lam[:, 0], F.linear(sigma[:, 0], A.t())
+
+
+class _Recurrence(torch.autograd.Function):
+    """Both recurrences over time, with a backward that costs two more scans."""
+
+    @staticmethod
+    def forward(ctx, x, u, w, A, D, h, s):  # type: ignore[no-untyped-def]
+        run = _forward
+        ctx.compiled = recurrence_forward_kernel is not None and _fits_kernel(x, u, w, A, D, h, s)
+        if ctx.compiled:
+            run = recurrence_forward_kernel  # type: ignore[assignment]
+        y, s_BTN, h_end, s_end = run(x, u, w, A, D, h, s)
+        ctx.save_for_backward(x, w, A, D, h, s, s_BTN)
+        return y, s_BTN, h_end, s_end
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y, grad_s, grad_h, grad_end):  # type: ignore[no-untyped-def]
+        x, _, _, _, _, s, s_BTN = saved = ctx.saved_tensors
+        run = recurrence_backward_kernel if ctx.compiled else _backward
+        grad_x, grad_u, grad_w, grad_D, grad_h0, grad_s0 = run(
+            saved, grad_y, grad_s, grad_h, grad_end
+        )
+        before = torch.cat([s[:, None], s_BTN[:, :-1]], dim=1)
+        grad_A = grad_u.flatten(0, 1).t() @ before.flatten(0, 1)
+        return grad_x, grad_u, grad_w, grad_A, grad_D, grad_h0, grad_s0
+
+
+def _fits_kernel(*tensors: Tensor) -> bool:
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def recurrence(
+    x: Tensor, u: Tensor, w: Tensor, A: Tensor, D: Tensor, h: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the two time-invariant recurrences of a layer over a stretch of time.
+
+    h_t = w * h_(t-1) + (1 - w) * x_t and s_t = A s_(t-1) + u_t, from h (B, D) and s (B, N).
+
+    x (B, T, D), u = x B^T (B, T, N), w (D), A (N, N), D (D). Returns D * h_t (B, T, D), s_t
+    (B, T, N), and the last h (B, D) and s (B, N), from which the next stretch goes on.
+    """
+    if x.shape[1] == 1:  # decoding: one step, no scan
+        h = w * h + (1 - w) * x[:, 0]
+        s = F.linear(s, A) + u[:, 0]
+        return (D * h)[:, None], s[:, None], h, s
+    if torch.is_grad_enabled():
+        return _Recurrence.apply(x, u, w, A, D, h, s)  # type: ignore[no-any-return]
+    if recurrence_forward_kernel is not None and _fits_kernel(x, u, w, A, D, h, s):
+        return recurrence_forward_kernel(x, u, w, A, D, h, s)  # type: ignore[no-any-return]
+    return _forward(x, u, w, A, D, h, s)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Summed cross-entropy of a LoRPt head, a block of tokens at a time.
+
+    The gradients are formed on the way forward, so logits (tokens, V) never exist as a whole.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, A, B, bias, targets, block):  # type: ignore[no-untyped-def]
+        needs = any(ctx.needs_input_grad)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
+        low = A.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16
+        A_low, B_low = A.to(low), B.to(low)
+        for begin in range(0, hidden.shape[0], block):
+            rows = slice(begin, begin + block)
+            x = hidden[rows].to(low)
+            middle = F.linear(x, B_low)
+            logits = F.linear(middle, A_low).float() + bias
+            wanted = targets[rows, None]
+            log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
+            total += (log_sum - logits.gather(1, wanted)).sum()
+            if grads is None:
+                continue
+            logits.sub_(log_sum).exp_()  # probabilities
+            logits.scatter_add_(1, wanted, torch.full_like(log_sum, -1.0))
+            grads[3] += logits.sum(0)
+            grad = logits.to(low)
+            grads[1] += grad.t() @ middle
+            grad = grad @ A_low
+            grads[2] += grad.t() @ x
+            grads[0][rows] = grad @ B_low
+        if grads is not None:
+            ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_total):  # type: ignore[no-untyped-def]
+        return *(grad * grad_total for grad in ctx.saved_tensors), None, None
+
+
+def head_loss(
+    hidden: Tensor, A: Tensor, B: Tensor, bias: Tensor, targets: Tensor, block: int = 128
+) -> Tensor:
+    """Return the cross-entropy, in nats, summed over all tokens.
+
+    hidden (tokens, D), A (V, R), B (R, D), bias (V), targets (tokens) int64.
+    """
+    return _HeadLoss.apply(hidden, A, B, bias, targets, block)  # type: ignore[no-any-return]
