@@ -1,0 +1,320 @@
+"""From documents to a folder of token files that training reads through memory maps."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from i3lm.data.documents import Document
+from i3lm.data.holdout import Holdout
+from i3lm.data.sources import Source
+from i3lm.errors import UserError
+from i3lm.files import sha256_file, sync_folder, write_atomic
+from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "held_out")
+_BATCH = 1 << 20  # characters encoded at a time
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenized corpus on disk.
+
+    `train` and `held_out` are one-dimensional uint16 memory maps, each a sequence of documents
+    `<bos> ids <eos>`. `manifest` is what manifest.json holds: `format`, `description`, `source` and
+    `settings` (what the corpus was built from and how), `files` (path, bytes, mtime_ns,
+    sha256 of each source file), `skipped` (documents left out, by reason), `tokenizer` (its
+    fingerprint), and under `train` and `held_out` the numbers of `documents`, `tokens`,
+    `characters`, `bytes` and the `sha256` of the token file.
+
+    Characters are code points of the documents as plain text, a conversation in its line form
+    (`[INST] user [/INST] assistant ...`), plus one per document for the line end that closes
+    it; `bytes` are those of the same text in UTF-8.
+    """
+
+    folder: Path
+    train: np.ndarray
+    held_out: np.ndarray
+    tokenizer: ChunkTokenizer
+    manifest: dict[str, Any]
+
+    @property
+    def held_out_characters(self) -> int:
+        """Characters of the held-out documents: the divisor of bits per character."""
+        return int(self.manifest["held_out"]["characters"])
+
+    @property
+    def characters_per_token(self) -> float:
+        """Characters of the training documents per token, `<bos>` and `<eos>` counted."""
+        return float(self.manifest["train"]["characters"]) / len(self.train)
+
+    def require(self, context: int) -> None:
+        """Raise UserError unless the training tokens fill a window of `context` + 1 tokens."""
+        if len(self.train) <= context:
+            raise UserError(
+                f"{self.manifest['description']}: {len(self.train):,} training tokens are too few "
+                f"for a context of {context}; give more text or a shorter context"
+            )
+
+    @classmethod
+    def open(cls, folder: str | Path, *, verify: bool = False) -> "Corpus":
+        """Open a folder that `prepare` made; `verify` also checks the contents of the token files.
+
+        UserError where the folder holds no whole corpus of this format.
+        """
+        folder = Path(folder)
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            raise UserError(
+                f"{folder}: no prepared corpus here ({MANIFEST} is missing); prepare it"
+            )
+        tokenizer = ChunkTokenizer.load(folder)
+        if tokenizer.fingerprint != manifest["tokenizer"]:
+            raise _damaged(folder, "its tokenizer is another than its tokens were made with")
+        maps = []
+        for split in SPLITS:
+            path, count = folder / f"{split}.bin", manifest[split]["tokens"]
+            if not path.exists() or path.stat().st_size != 2 * count or not count:
+                raise _damaged(folder, f"{path.name} is missing or not {2 * count:,} bytes long")
+            if verify and sha256_file(path) != manifest[split]["sha256"]:
+                raise _damaged(folder, f"the contents of {path.name} have changed")
+            maps.append(np.memmap(path, dtype="<u2", mode="r"))
+        return cls(folder, maps[0], maps[1], tokenizer, manifest)
+
+
+def prepare(
+    source: Source,
+    folder: str | Path,
+    *,
+    vocab_size: int = 4466,
+    tokenizer: ChunkTokenizer | None = None,
+    lowercase: bool = False,
+    held_out: float = 0.02,
+    seed: int = 0,
+    rebuild: bool = False,
+    progress: Progress | None = None,
+) -> Corpus:
+    """Tokenize `source` into `folder`, or reuse the folder where nothing has changed.
+
+    Reads the source twice, in memory that does not grow with it: once to choose the held-out
+    documents (see `Holdout`) and, without a `tokenizer`, to count a vocabulary of `vocab_size`
+    over the others; once to write `train.bin` and `held_out.bin` (raw little-endian uint16).
+    The tokenizer is saved beside them; manifest.json comes last, so that a folder is whole
+    or none. One process at a time may prepare a folder.
+
+    A folder is reused when the settings are the same and every source file has its old size and
+    modification time, or else its old SHA-256. A folder that was made otherwise is refused
+    with UserError, which names the difference; `rebuild` makes it anew. A dataset on the Hub
+    counts as unchanged.
+
+    `held_out` is a share of all characters; `seed` chooses among documents. `progress` is called
+    with the name of the pass and the share done, 0 to 1.
+    UserError: nothing to read, too little to hold any out, a source that changes meanwhile.
+    """
+    folder = Path(folder)
+    if not 0 < held_out < 1:
+        raise UserError(f"a held-out share of {held_out} is not between 0 and 1; take 0.02")
+    settings = {
+        "vocab_size": None if tokenizer else vocab_size,
+        "lowercase": None if tokenizer else lowercase,
+        "tokenizer": tokenizer.fingerprint if tokenizer else None,
+        "held_out": held_out,
+        "seed": seed,
+    }
+    if not rebuild and _reusable(folder, source, settings):
+        return Corpus.open(folder)
+    before = [path.stat() for path in source.files]
+    report = progress or (lambda stage, share: None)
+
+    counter = None if tokenizer else VocabularyCounter()
+    holdout = Holdout(held_out, seed, (lambda d: _count(counter, d)) if counter else None)
+    for document in _watched(source, "reading", report):
+        holdout.add(document)
+    plan = holdout.finish(source.description)
+    if tokenizer is None:
+        assert counter is not None
+        tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
+    if len(tokenizer) > 1 << 16:
+        raise UserError(f"a vocabulary of {len(tokenizer):,} does not fit 16 bits; take a smaller")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    writers = {split: _Writer(folder / f".{split}.bin.part", tokenizer) for split in SPLITS}
+    try:
+        for document in _watched(source, "tokenizing", report):
+            for part, split in plan.divide(document):
+                writers[split].add(part)
+        counts = {split: writer.close() for split, writer in writers.items()}
+        files = [_describe(path) for path in source.files]
+        if sum(c["documents"] for c in counts.values()) != plan.documents or [
+            (stat.st_size, stat.st_mtime_ns) for stat in before
+        ] != [(file["bytes"], file["mtime_ns"]) for file in files]:
+            raise UserError(f"{source.description}: changed while it was read; run it again")
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for split, writer in writers.items():
+            os.replace(writer.path, folder / f"{split}.bin")
+        sync_folder(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"{folder}: the disk is full; make room or take another") from error
+        raise
+    finally:
+        for writer in writers.values():
+            writer.discard()
+    tokenizer.save(folder)
+    manifest = {
+        "format": FORMAT,
+        "description": source.description,
+        "source": source.identity,
+        "settings": settings,
+        "files": files,
+        "skipped": source.skipped,
+        "tokenizer": tokenizer.fingerprint,
+        **counts,
+    }
+    _write_manifest(folder, manifest)
+    return Corpus.open(folder)
+
+
+class _Writer:
+    """Encodes documents into one token file and counts what it writes."""
+
+    def __init__(self, path: Path, tokenizer: ChunkTokenizer) -> None:
+        self.path = path
+        self._tokenizer = tokenizer
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close or discard)
+        self._hash = hashlib.sha256()
+        self._waiting: list[Document] = []
+        self._size = 0
+        self._counts = {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0}
+
+    def add(self, document: Document) -> None:
+        self._waiting.append(document)
+        self._size += document.characters
+        if self._size >= _BATCH:
+            self._flush()
+
+    def close(self) -> dict[str, Any]:
+        self._flush()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return {**self._counts, "sha256": self._hash.hexdigest()}
+
+    def discard(self) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        for document in self._waiting:
+            try:
+                ids = _encode(self._tokenizer, document)
+            except UserError as error:
+                raise UserError(f"{document.where}: {error}") from error
+            data = ids.astype("<u2", copy=False).tobytes()
+            self._file.write(data)
+            self._hash.update(data)
+            self._counts["tokens"] += len(ids)
+            self._counts["bytes"] += len(document.plain.encode("utf-8")) + 1
+        self._counts["documents"] += len(self._waiting)
+        self._counts["characters"] += self._size
+        self._waiting, self._size = [], 0
+
+
+def _encode(tokenizer: ChunkTokenizer, document: Document) -> np.ndarray:
+    if document.messages is not None:
+        return tokenizer.encode_conversation(document.messages)
+    assert document.text is not None
+    return tokenizer.encode_document(document.text)
+
+
+def _count(counter: VocabularyCounter, document: Document) -> None:
+    if document.messages is None:
+        assert document.text is not None
+        counter.update(document.text)
+    else:
+        for message in document.messages:
+            counter.update(message["content"].strip())
+
+
+def _watched(source: Source, stage: str, report: Progress) -> Iterator[Document]:
+    said = -1
+    for document in source:
+        yield document
+        if (percent := int(100 * source.progress)) > said:
+            said = percent
+            report(stage, percent / 100)
+    report(stage, 1.0)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {
+        "path": str(path.resolve()),
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256": sha256_file(path),
+    }
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        found = manifest["format"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder, f"{MANIFEST} cannot be read") from error
+    if found != FORMAT:
+        raise _damaged(folder, f"its format is {found}, this version reads {FORMAT}")
+    return manifest
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(f"{folder}: {what}; delete the folder or pass --rebuild")
+
+
+def _reusable(folder: Path, source: Source, settings: dict[str, Any]) -> bool:
+    """Return whether `folder` holds what is asked for, False if it holds nothing.
+
+    UserError where it holds a corpus of something else.
+    """
+    manifest = _read_manifest(folder)
+    if manifest is None:
+        return False
+    if manifest["source"].keys() != source.identity.keys():
+        raise _damaged(folder, f"was prepared from {manifest['description']}")
+    made = {**manifest["source"], **manifest["settings"]}
+    for name, new in {**source.identity, **settings}.items():
+        if made[name] != new:
+            raise _damaged(folder, f"was prepared with {name} {made[name]!r}, not {new!r}")
+    known = manifest["files"]
+    if len(known) != len(source.files):
+        raise _damaged(folder, f"was prepared from {len(known):,} files, not {len(source.files):,}")
+    touched = False
+    for old, path in zip(known, source.files, strict=True):
+        stat = path.stat()
+        stamp = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        if {**old, **stamp} == old:
+            continue
+        if stat.st_size != old["bytes"] or sha256_file(path) != old["sha256"]:
+            what = "has changed" if stamp["path"] == old["path"] else f"is not {old['path']}"
+            raise _damaged(folder, f"{path} {what} since the folder was prepared")
+        old.update(stamp)
+        touched = True
+    if touched:  # same contents, new date: spare the next run the hashing
+        _write_manifest(folder, manifest)
+    return True
