@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops_i3 import head_loss, lorpt, recurrence, stable_transition
+from .ops_i3 import causal_attention, head_loss, lorpt, recurrence, stable_transition
 
 
 class LoRPtLinear(nn.Module):
@@ -153,6 +153,7 @@ class Attention(nn.Module):
         d, r = config.hidden_size, config.rank
         self.num_heads = config.num_attention_heads
         self.qkv_down = nn.Linear(d, 3 * r)
+        self.qkv_down.weight.stacked_maps = 3  # type: ignore[attr-defined]  # for the optimizer
         self.q_up = nn.Linear(r, d)
         self.k_up = nn.Linear(r, d)
         self.v_up = nn.Linear(r, d)
@@ -183,11 +184,13 @@ class Attention(nn.Module):
         )
         if state is not None:
             k, v = state.append(k, v)
-        causal = mask is None and q.shape[2] > 1
-        if causal and k.shape[2] != q.shape[2]:  # a later stretch of a prompt
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-            mask, causal = mask.tril(k.shape[2] - q.shape[2]), False
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        if mask is None and k.shape[2] == q.shape[2]:
+            y = causal_attention(q, k, v)
+        else:
+            if mask is None:  # a later stretch of a prompt
+                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+                mask = mask.tril(k.shape[2] - q.shape[2])
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,60 @@
+"""Which parameter is trained by which rule, at which rate. The recipe's one place."""
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from ..errors import UserError
+from .base import Optimizer, ParameterGroup
+from .elementwise import AdamW, Lion
+from .muon import Muon
+
+# Peak rates of each optimizer: matrices of the layers, embeddings and head, vectors and the rest.
+# Found by the runs in docs/log.md.
+RATES = {
+    "muon": {"matrix": 1e-2, "table": 3e-3, "vector": 3e-3},
+    "adamw": {"matrix": 3e-3, "table": 3e-3, "vector": 3e-3},
+    "lion": {"matrix": 3e-4, "table": 3e-4, "vector": 3e-4},
+}
+DECAYS = {"muon": 0.01, "adamw": 0.1, "lion": 1.0}
+OPTIMIZERS = tuple(RATES)
+
+
+def kind_of(name: str, parameter: Tensor) -> str:
+    """Return "matrix", "table" (embeddings and the head's rows) or "vector" for a parameter."""
+    if name.startswith(("model.embed_", "lm_head.A")):
+        return "table"
+    if parameter.ndim == 2 and not name.endswith("recurrence.A"):
+        return "matrix"
+    return "vector"
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[tuple[str, Tensor]], lr: float | None = None
+) -> Optimizer:
+    """Build the optimizer `name` for named parameters.
+
+    `lr` is the peak rate of the matrices; the other groups keep their ratio to it. Only matrices
+    decay. Raises UserError for an unknown name or a rate that is not positive.
+    """
+    if name not in RATES:
+        raise UserError(f"no optimizer is named {name!r}; choose one of {', '.join(RATES)}")
+    rates = dict(RATES[name])
+    if lr is not None:
+        if not 0 < lr < 100:
+            raise UserError(f"--lr {lr} must be a positive number such as {rates['matrix']}")
+        rates = {kind: rate * lr / rates["matrix"] for kind, rate in rates.items()}
+    groups = {kind: ParameterGroup([], [], rate) for kind, rate in rates.items()}
+    for parameter_name, parameter in parameters:
+        group = groups[kind_of(parameter_name, parameter)]
+        group.names.append(parameter_name)
+        group.parameters.append(parameter)
+    groups["matrix"].weight_decay = DECAYS[name]
+    if name == "lion":
+        for group in groups.values():
+            group.betas = (0.95, 0.98)
+        return Lion(list(groups.values()))
+    if name == "adamw":
+        return AdamW(list(groups.values()))
+    groups["matrix"].betas = (0.95, 0.0)
+    return Muon(groups["matrix"], [groups["table"], groups["vector"]])
