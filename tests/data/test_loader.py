@@ -123,5 +123,5 @@ def test_memory_map_pages_are_given_back(tmp_path):
     [(stream(16), 16, 1), (stream(100), 0, 1), (stream(100), 4, 0), (np.zeros((4, 40)), 4, 1)],
 )
 def test_arguments_that_do_not_fit(tokens, context, batch):
-    with pytest.raises(ValueError, match="needed|at least"):
+    with pytest.raises(ValueError, match=r"needed|at least"):
         Loader(tokens, context, batch, seed=0)

@@ -375,7 +375,7 @@ def test_nothing_there(tmp_path):
         open_source(tmp_path)
     with pytest.raises(UserError, match="no data named"):
         open_source([])
-    with pytest.raises(UserError, match="data/a.txt: no such file or folder"):
+    with pytest.raises(UserError, match=r"data/a\.txt: no such file or folder"):
         open_source("data/a.txt")
 
 
@@ -383,7 +383,7 @@ def test_file_that_cannot_be_read(tmp_path):
     path = write(tmp_path / "a.txt", "x")
     source = open_source(path)
     path.unlink()
-    with pytest.raises(UserError, match="a.txt: cannot be read"):
+    with pytest.raises(UserError, match=r"a\.txt: cannot be read"):
         list(source)
 
 
@@ -411,14 +411,14 @@ def test_hub_dataset(hub):
     assert [document.messages for document in source] == [TALK, TALK]
     assert source.skipped == {"empty": 1, "unfit": 1}  # nobody here can mend it
     assert source.files == ()
-    assert [document.where for document in source][0] == "starhopp3r/TinyChat[test], row 1"
+    assert next(iter(source)).where == "starhopp3r/TinyChat[test], row 1"
     list(open_source("owner/name:small"))
     assert hub[0] == ("starhopp3r/TinyChat", None, "test", True)
     assert hub[-1] == ("owner/name", "small", "train", True)
 
 
 def test_hub_dataset_errors(hub, tmp_path):
-    with pytest.raises(UserError, match="no such file, and no dataset .*FileNotFoundError: Data"):
+    with pytest.raises(UserError, match=r"no such file, and no dataset .*FileNotFoundError: Data"):
         list(open_source("no/body"))
     with pytest.raises(UserError, match="column"):
         list(open_source("owner/name", text_column="body"))

@@ -19,7 +19,7 @@ class _Group:
     """Equal documents: the first of them, and how many there are."""
 
     document: Document
-    copies: int = 0
+    copies: int = 1
 
     @property
     def characters(self) -> int:
@@ -55,10 +55,11 @@ class Holdout:
     Documents are taken in the order of a hash of (seed, content) while they fit into a budget: the
     `share` of all characters, at most 1,000,000 characters and 1,000 documents. So the
     choice is a fair sample, the same in any order of the documents, and copies of a document
-    are all on one side. If less than half of the budget is filled when a document does not fit
-    (a corpus of few documents, or one), that document is taken whole where it is at most a tenth of
-    the corpus; else the end of it is held out and its beginning trained on, or, for a
-    conversation, which cannot be cut, one copy of it is taken.
+    are all on one side. One that does not fit ends it if half of the budget is filled, and else
+    is passed over. If less than half is filled in the end (a corpus of few documents, or one), the
+    first that was passed over is held out after all: whole if it is at most a tenth of the
+    corpus, otherwise its end, its beginning being trained on. Of a conversation, which cannot
+    be cut, and of one that has copies, one copy is taken.
 
     `train` is called once per document for every document (or part) that is not held out,
     in no particular order. At most 1,000,000 characters and one document are kept in memory.
@@ -72,28 +73,26 @@ class Holdout:
         self._train = train or (lambda document: None)
         self._groups: dict[bytes, _Group] = {}
         self._heap: list[tuple[int, bytes]] = []  # (minus the digest's value, digest)
-        self._kept = self._copies = 0
-        self._documents = self._characters = 0
+        self._kept = self._documents = self._characters = 0
 
     def add(self, document: Document) -> None:
         """Take the next document."""
         key = _digest(document, self._seed)
         self._documents += 1
         self._characters += document.characters
-        if key not in self._groups:
-            if self._full(0, 0) and -int.from_bytes(key) < self._heap[0][0]:
-                self._train(document)
-                return
-            self._groups[key] = _Group(document)
-            heapq.heappush(self._heap, (-int.from_bytes(key), key))
-        self._groups[key].copies += 1
+        if key in self._groups:
+            self._groups[key].copies += 1
+            return
+        self._groups[key] = _Group(document)
+        heapq.heappush(self._heap, (-int.from_bytes(key), key))
         self._kept += document.characters
-        self._copies += 1
-        # Keep the first documents in hash order that reach the largest budget, and no more.
-        while self._full(*self._weight(self._heap[0][1])):
+        # Keep the first in hash order that, copies aside, reach the largest budget, and no more.
+        while (
+            len(self._heap) > MOST_DOCUMENTS
+            or self._kept - self._groups[self._heap[0][1]].document.characters >= MOST_CHARACTERS
+        ):
             group = self._groups.pop(heapq.heappop(self._heap)[1])
-            self._kept -= group.characters
-            self._copies -= group.copies
+            self._kept -= group.document.characters
             self._release(group, group.copies)
 
     def finish(self, description: str) -> Plan:
@@ -104,15 +103,19 @@ class Holdout:
         take: dict[bytes, int] = {}
         cut: dict[bytes, int] = {}
         taken = copies = 0
+        misfit: bytes | None = None
         for key in sorted(self._groups):
             group = self._groups[key]
-            if taken + group.characters > budget or copies + group.copies > MOST_DOCUMENTS:
-                if taken < budget / 2 and copies < MOST_DOCUMENTS / 2:
-                    self._take_part(key, group, budget - taken, take, cut)
+            if taken + group.characters <= budget and copies + group.copies <= MOST_DOCUMENTS:
+                take[key] = group.copies
+                taken += group.characters
+                copies += group.copies
+            elif taken >= budget / 2:
                 break
-            take[key] = group.copies
-            taken += group.characters
-            copies += group.copies
+            else:
+                misfit = misfit or key
+        if misfit and taken < budget / 2 and copies < MOST_DOCUMENTS:
+            self._take_part(misfit, budget - taken, take, cut)
         if not take or (sum(take.values()) == self._documents and not cut):
             raise UserError(
                 f"{description}: one document that cannot be divided into training and held-out "
@@ -125,26 +128,17 @@ class Holdout:
         return Plan(self._documents + len(cut), self._seed, take, cut)
 
     def _take_part(
-        self, key: bytes, group: _Group, room: int, take: dict[bytes, int], cut: dict[bytes, int]
+        self, key: bytes, room: int, take: dict[bytes, int], cut: dict[bytes, int]
     ) -> None:
-        if group.characters <= min(MOST_CHARACTERS, _WHOLE * self._characters):
-            take[key] = group.copies
-            return
-        text = group.document.text
-        if text is None or group.copies > 1:
-            take[key] = 1
-        elif (start := _end_part(text, room)) > 0:
-            take[key], cut[key] = 1, start
-        elif len(self._groups) > 1:
-            take[key] = 1
-
-    def _full(self, characters: int, copies: int) -> bool:
-        """Whether the largest budget is reached without a group of that weight."""
-        return self._kept - characters >= MOST_CHARACTERS or self._copies - copies >= MOST_DOCUMENTS
-
-    def _weight(self, key: bytes) -> tuple[int, int]:
+        """Take from a group that does not fit what the class says."""
         group = self._groups[key]
-        return group.characters, group.copies
+        text = group.document.text
+        if group.copies > 1 or group.characters <= min(MOST_CHARACTERS, _WHOLE * self._characters):
+            take[key] = 1
+        elif text is not None and (start := _end_part(text, room)):
+            take[key], cut[key] = 1, start
+        elif self._documents > 1:
+            take[key] = 1
 
     def _release(self, group: _Group, copies: int) -> None:
         for _ in range(copies):

@@ -91,7 +91,7 @@ def open_source(
       left out.
     - A pattern with `*`, `?` or `[...]`; `**` stands for folders at any depth.
     - `owner/name` or `owner/name:configuration`, where no such file exists: `split` of that dataset
-      on the Hub, read as a stream through the `datasets` package.
+      on the Hub, read as a stream through the `datasets` package, from the network each time.
     - A sequence of these except the last, in that order; a file that comes up twice is read once.
 
     Rows: the column `text_column`, else `messages`, else `text`. A list there is chat messages, a
@@ -323,12 +323,8 @@ def _hub(name: str, split: str, documents: Division, text_column: str | None) ->
     def read(advance: Advance) -> Iterator[Document | None]:
         return _documents(rows(advance), documents, text_column, strict=False)
 
-    identity = {
-        "dataset": name,
-        "split": split,
-        "documents": documents,
-        "text_column": text_column,
-    }
+    choices = {"split": split, "documents": documents, "text_column": text_column}
+    identity = {"dataset": name, **choices}
     return Source(label, identity, read)
 
 

@@ -1,0 +1,436 @@
+"""From documents to token files: nothing lost, nothing on both sides, nothing reused by mistake."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from i3lm.data import holdout as holdout_module
+from i3lm.data.documents import Document
+from i3lm.data.holdout import Holdout
+from i3lm.data.packing import Corpus, prepare
+from i3lm.data.sources import Source, open_source
+from i3lm.errors import UserError
+from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
+
+BOS, EOS, INST = 2, 3, 4
+VOCAB = 400
+
+
+def stories(count: int) -> list[str]:
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "house"]
+    rng = np.random.default_rng(7)
+    return [f"Story {n}: " + " ".join(rng.choice(words, 12)) + "." for n in range(count)]
+
+
+def lines_file(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def of(*documents: str | list) -> Source:
+    def read(advance):
+        for number, item in enumerate(documents):
+            text, messages = (item, None) if isinstance(item, str) else (None, item)
+            yield Document(text, messages, f"document {number}")
+
+    return Source("test documents", {"test": len(documents)}, read)
+
+
+def talk(*turns: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(turns)]
+
+
+def divide(tokens: np.ndarray) -> list[np.ndarray]:
+    """Take a token stream apart at `<bos>` and `<eos>`."""
+    ends = np.flatnonzero(tokens == EOS) + 1
+    documents = np.split(tokens, ends)[:-1]
+    assert ends[-1] == len(tokens)
+    assert all(document[0] == BOS and (document == BOS).sum() == 1 for document in documents)
+    return documents
+
+
+def decoded(corpus: Corpus, split: str) -> list[str]:
+    return [corpus.tokenizer.decode(ids) for ids in divide(getattr(corpus, split))]
+
+
+@pytest.fixture
+def corpus_file(tmp_path):
+    return lines_file(tmp_path / "stories.txt", stories(300))
+
+
+def test_every_document_comes_back_on_one_side(tmp_path, corpus_file):
+    corpus = prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB, held_out=0.1)
+    train, held_out = decoded(corpus, "train"), decoded(corpus, "held_out")
+    assert sorted(train + held_out) == sorted(stories(300))
+    order = {text: n for n, text in enumerate(stories(300))}
+    assert [order[text] for text in train] == sorted(order[text] for text in train)
+    characters = sum(len(text) + 1 for text in held_out)
+    total = sum(len(text) + 1 for text in stories(300))
+    assert 0.09 * total < characters <= 0.1 * total + 1
+    assert corpus.held_out_characters == characters
+    assert corpus.train.dtype == corpus.held_out.dtype == np.uint16
+    assert isinstance(corpus.train, np.memmap)
+    assert len(corpus.tokenizer) <= VOCAB
+    assert corpus.characters_per_token == (total - characters) / len(corpus.train)
+
+
+def test_vocabulary_is_counted_over_training_documents_only(tmp_path, corpus_file):
+    corpus = prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB, held_out=0.1)
+    counter = VocabularyCounter()
+    for text in decoded(corpus, "train"):
+        counter.update(text)
+    assert corpus.tokenizer.tokens == list(counter.build(VOCAB))
+
+
+def test_conversations_are_packed_by_the_tokenizers_rule(tmp_path):
+    messages = [
+        [{"role": "system", "content": "Be kind."}, *talk("hello [INST] <eos>", "hi")],
+        *(talk(f"what is {n}?", "a number", "sure?", f"yes, {n}") for n in range(60)),
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"messages": m}) + "\n" for m in messages))
+    corpus = prepare(open_source(path), tmp_path / "c", vocab_size=VOCAB)
+    held_out = {ids.tobytes() for ids in divide(corpus.held_out)}
+    packed = held_out | {ids.tobytes() for ids in divide(corpus.train)}
+    expected = {corpus.tokenizer.encode_conversation(m).tobytes(): m for m in messages}
+    assert packed == expected.keys()
+    forms = [Document(None, expected[ids], "").plain for ids in held_out]
+    assert corpus.held_out_characters == sum(len(form) + 1 for form in forms) > 0
+    assert corpus.manifest["held_out"]["bytes"] == sum(len(f.encode()) + 1 for f in forms)
+
+
+def test_tags_in_plain_text_are_no_control_tokens(tmp_path):
+    text = "say [INST] and [/INST] and <eos> and <bos>\n"
+    path = tmp_path / "a.txt"
+    path.write_text(text * 40)
+    corpus = prepare(open_source(path), tmp_path / "c", vocab_size=VOCAB)
+    assert set(decoded(corpus, "train") + decoded(corpus, "held_out")) == {text[:-1]}
+    assert not np.isin(corpus.train, [0, 1, INST, INST + 1]).any()
+
+
+wild = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str.strip)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(wild, min_size=2, max_size=12))
+def test_any_text_survives_packing(tmp_path_factory, documents):
+    folder = tmp_path_factory.mktemp("wild")
+    corpus = prepare(of(*documents), folder, vocab_size=VOCAB)
+    train, held_out = decoded(corpus, "train"), decoded(corpus, "held_out")
+    assert train
+    assert held_out
+    pieces = train + held_out
+    if len(pieces) == len(documents):
+        assert sorted(pieces) == sorted(documents)
+    else:  # one document was cut in two
+        assert len(pieces) == len(documents) + 1
+        assert sorted("".join(pieces)) == sorted("".join(documents))
+        assert any(head + held_out[-1] in documents for head in train)
+
+
+# What is held out
+
+
+def test_the_end_of_a_single_document_is_held_out(tmp_path):
+    text = "".join(f"{line}\n\n" for line in stories(100))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    corpus = prepare(open_source(path), tmp_path / "c", vocab_size=VOCAB, held_out=0.05)
+    (head,), (tail,) = decoded(corpus, "train"), decoded(corpus, "held_out")
+    assert head + tail == text
+    assert tail.startswith(("Story", "\n"))
+    assert 0.025 * len(text) < len(tail) <= 0.05 * len(text) + 1
+    assert corpus.held_out_characters == len(tail) + 1
+
+
+def test_copies_are_on_one_side_and_order_does_not_matter(tmp_path):
+    documents = stories(200) * 3
+    one = prepare(of(*documents), tmp_path / "a", vocab_size=VOCAB, held_out=0.1)
+    two = prepare(of(*documents[::-1]), tmp_path / "b", vocab_size=VOCAB, held_out=0.1)
+    train, held_out = decoded(one, "train"), decoded(one, "held_out")
+    assert not set(train) & set(held_out)
+    assert set(held_out) == set(decoded(two, "held_out"))
+    assert len(held_out) == 3 * len(set(held_out))
+    assert one.tokenizer.fingerprint == two.tokenizer.fingerprint
+    other = prepare(of(*documents), tmp_path / "d", vocab_size=VOCAB, held_out=0.1, seed=1)
+    assert set(decoded(other, "held_out")) != set(held_out)
+
+
+def split_of(documents: list, share: float, seed: int = 0) -> tuple[list[Document], list[Document]]:
+    """Return (training, held-out) documents, checking that `train` was told of the former."""
+    counted: list[Document] = []
+    holdout = Holdout(share, seed, counted.append)
+    for document in of(*documents):
+        holdout.add(document)
+    plan = holdout.finish("test")
+    sides: dict[str, list[Document]] = {"train": [], "held_out": []}
+    for document in of(*documents):
+        for part, side in plan.divide(document):
+            sides[side].append(part)
+    assert plan.documents == len(sides["train"]) + len(sides["held_out"])
+    assert sorted(d.plain for d in counted) == sorted(d.plain for d in sides["train"])
+    return sides["train"], sides["held_out"]
+
+
+@given(
+    st.lists(st.one_of(wild, st.just("same words"), st.just(talk("a b", "c d"))), min_size=1),
+    st.floats(0.001, 0.9),
+    st.integers(0, 5),
+    st.integers(1, 60),
+    st.integers(1, 6),
+)
+def test_holdout_accounts_for_every_document(documents, share, seed, characters, count):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holdout_module, "MOST_CHARACTERS", characters)
+        patch.setattr(holdout_module, "MOST_DOCUMENTS", count)
+        if len(documents) == 1 and (
+            not isinstance(documents[0], str) or len("".join(documents[0].split())) < 2
+        ):
+            with pytest.raises(UserError, match="cannot be divided"):
+                split_of(documents, share, seed)
+            return
+        train, held_out = split_of(documents, share, seed)
+    assert train
+    assert held_out
+    assert len(held_out) <= count
+    longest = max(document.characters for document in train + held_out)
+    assert sum(document.characters for document in held_out) <= characters + longest + 1
+
+
+def test_holdout_limits(monkeypatch):
+    documents = stories(400)
+    _, held_out = split_of(documents, 0.5)
+    assert sum(map(len, documents)) * 0.48 < sum(d.characters for d in held_out)
+    monkeypatch.setattr(holdout_module, "MOST_CHARACTERS", 2_000)
+    _, fewer = split_of(documents, 0.5)
+    assert 1_800 < sum(d.characters for d in fewer) <= 2_000
+    assert {d.plain for d in fewer} < {d.plain for d in held_out}
+    monkeypatch.setattr(holdout_module, "MOST_DOCUMENTS", 10)
+    assert len(split_of(documents, 0.5)[1]) == 10
+
+
+def test_holdout_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(holdout_module, "MOST_CHARACTERS", 1_000)
+    holdout = Holdout(0.5, 0)
+    for document in of(*stories(3_000)):
+        holdout.add(document)
+        assert len(holdout._groups) == len(holdout._heap) < 30
+
+
+def test_few_conversations():
+    train, held_out = split_of([talk("a", "b"), talk("c", "d"), talk("e", "f")], 0.02)
+    assert (len(train), len(held_out)) == (2, 1)
+    train, held_out = split_of([talk("a", "b")] * 2, 0.02)
+    assert (len(train), len(held_out)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("documents", "message"),
+    [
+        ([], "no text in it"),
+        (["", " \n"], "no text in it"),
+        (["x"], "cannot be divided"),
+        ([talk("a", "b")], "cannot be divided"),
+    ],
+)
+def test_too_little_text(tmp_path, documents, message):
+    with pytest.raises(UserError, match=f"test documents: .*{message}"):
+        prepare(of(*documents), tmp_path / "c")
+    assert not (tmp_path / "c" / "manifest.json").exists()
+
+
+def test_a_corpus_shorter_than_the_context(tmp_path):
+    corpus = prepare(of(*stories(20)), tmp_path / "c", vocab_size=VOCAB)
+    corpus.require(len(corpus.train) - 1)
+    with pytest.raises(UserError, match="training tokens are too few for a context of"):
+        corpus.require(len(corpus.train))
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, float("nan")])
+def test_share_out_of_range(tmp_path, share):
+    with pytest.raises(UserError, match="not between 0 and 1"):
+        prepare(of("a", "b"), tmp_path, held_out=share)
+
+
+# Reuse
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in folder.iterdir() if p.suffix == ".bin"}
+
+
+def test_reused_when_nothing_changed(tmp_path, corpus_file):
+    folder = tmp_path / "c"
+    first = prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    built = stamps(folder)
+    again = prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    assert stamps(folder) == built
+    assert again.manifest == first.manifest
+    os.utime(corpus_file, ns=(1, 1))  # another date, same contents
+    touched = prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    assert stamps(folder) == built
+    assert touched.manifest["files"][0]["mtime_ns"] == 1
+    moved = corpus_file.rename(tmp_path / "moved.txt")
+    prepare(open_source(moved), folder, vocab_size=VOCAB)
+    assert stamps(folder) == built
+    assert {p.name for p in folder.iterdir() if p.name.startswith(".")} == set()
+
+
+def test_same_corpus_same_files(tmp_path, corpus_file):
+    for name in "ab":
+        prepare(open_source(corpus_file), tmp_path / name, vocab_size=VOCAB)
+    for file in ("train.bin", "held_out.bin", "manifest.json", "tokenizer.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 300}, "vocab_size 400, not 300"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"held_out": 0.5}, "held_out 0.02, not 0.5"),
+        ({"lowercase": True}, "lowercase False, not True"),
+        ({"source": {"documents": "file"}}, "documents 'auto', not 'file'"),
+    ],
+)
+def test_refused_when_settings_differ(tmp_path, corpus_file, change, message):
+    folder = tmp_path / "c"
+    prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    built = stamps(folder)
+    source = open_source(corpus_file, **change.pop("source", {}))
+    options = {"vocab_size": VOCAB, **change}
+    with pytest.raises(UserError, match=f"prepared with {message}; delete the folder or pass --r"):
+        prepare(source, folder, **options)
+    assert stamps(folder) == built
+    corpus = prepare(source, folder, rebuild=True, **options)
+    assert stamps(folder) != built
+    assert corpus.manifest["settings"].items() >= change.items()
+
+
+def test_refused_when_files_changed(tmp_path, corpus_file):
+    folder = tmp_path / "c"
+    prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    size = corpus_file.stat().st_size
+    corpus_file.write_bytes(corpus_file.read_bytes()[:-2] + b"!\n")
+    assert corpus_file.stat().st_size == size
+    with pytest.raises(UserError, match=r"stories.txt has changed since the folder was prepared; "):
+        prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    other = lines_file(tmp_path / "other.txt", stories(20))
+    with pytest.raises(UserError, match=r"other.txt is not .*stories.txt since"):
+        prepare(open_source(other), folder, vocab_size=VOCAB)
+    with pytest.raises(UserError, match="was prepared from 1 files, not 2"):
+        prepare(open_source([corpus_file, other]), folder, vocab_size=VOCAB)
+    with pytest.raises(UserError, match=r"was prepared from .*stories.txt; delete the folder"):
+        prepare(of(*stories(4)), folder, vocab_size=VOCAB)
+
+
+def test_given_tokenizer_is_used_and_told_apart(tmp_path, corpus_file):
+    counter = VocabularyCounter()
+    counter.update("the cat sat on a mat")
+    tokenizer = ChunkTokenizer(counter.build(VOCAB))
+    folder = tmp_path / "c"
+    corpus = prepare(open_source(corpus_file), folder, tokenizer=tokenizer)
+    assert corpus.tokenizer.fingerprint == tokenizer.fingerprint
+    assert sorted(decoded(corpus, "train") + decoded(corpus, "held_out")) == sorted(stories(300))
+    prepare(open_source(corpus_file), folder, tokenizer=tokenizer)
+    with pytest.raises(UserError, match="was prepared with vocab_size None, not 4466"):
+        prepare(open_source(corpus_file), folder)
+
+
+# Broken folders
+
+
+def test_interrupted_build_is_no_corpus(tmp_path, corpus_file):
+    folder = tmp_path / "c"
+
+    def stop(stage, share):
+        if stage == "tokenizing":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(open_source(corpus_file), folder, vocab_size=VOCAB, progress=stop)
+    assert list(folder.iterdir()) == []
+    with pytest.raises(UserError, match="no prepared corpus here"):
+        Corpus.open(folder)
+    assert len(prepare(open_source(corpus_file), folder, vocab_size=VOCAB).train)
+
+
+def test_failed_rebuild_keeps_the_old_corpus(tmp_path, corpus_file):
+    folder = tmp_path / "c"
+    old = prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    with open(corpus_file, "ab") as file:
+        file.write(b"bad \xff\n")
+    with pytest.raises(UserError, match="not UTF-8"):
+        prepare(open_source(corpus_file), folder, vocab_size=VOCAB, rebuild=True)
+    assert Corpus.open(folder, verify=True).manifest == old.manifest
+
+
+def test_source_that_changes_while_it_is_read(tmp_path, corpus_file):
+    def change(stage, share):
+        if stage == "tokenizing" and share == 1.0:
+            os.utime(corpus_file, ns=(1, 1))
+
+    with pytest.raises(UserError, match=r"stories.txt: changed while it was read; run it again"):
+        prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB, progress=change)
+    passes = iter([["one two", "three"], ["one two", "three", "four"]])
+    source = Source("a", {}, lambda advance: (Document(t, None, "") for t in next(passes)))
+    with pytest.raises(UserError, match="changed while it was read"):
+        prepare(source, tmp_path / "d", vocab_size=VOCAB)
+    assert list((tmp_path / "d").iterdir()) == []
+
+
+def test_damage_is_found(tmp_path, corpus_file):
+    folder = tmp_path / "c"
+    prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    assert Corpus.open(folder, verify=True).manifest["format"] == 1
+    path = folder / "train.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-2])
+    with pytest.raises(UserError, match=r"train.bin is missing or not .* bytes long; delete"):
+        Corpus.open(folder)
+    path.write_bytes(whole[:-2] + b"\x07\0")
+    Corpus.open(folder)
+    with pytest.raises(UserError, match=r"the contents of train.bin have changed"):
+        Corpus.open(folder, verify=True)
+    path.write_bytes(whole)
+    manifest = folder / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"format": 1', '"format": 99'))
+    with pytest.raises(UserError, match="its format is 99, this version reads 1"):
+        Corpus.open(folder)
+    manifest.write_text(text[:-20])
+    with pytest.raises(UserError, match=r"manifest.json cannot be read; delete the folder"):
+        prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    manifest.write_text(text)
+    ChunkTokenizer(VocabularyCounter().build(VOCAB)).save(folder)
+    with pytest.raises(UserError, match="its tokenizer is another"):
+        Corpus.open(folder)
+
+
+def test_full_disk(tmp_path, corpus_file, monkeypatch):
+    def fsync(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("i3lm.data.packing.os.fsync", fsync)
+    with pytest.raises(UserError, match="the disk is full"):
+        prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB)
+    assert list((tmp_path / "c").iterdir()) == []
+
+
+def test_progress_and_skipped(tmp_path, corpus_file):
+    with open(corpus_file, "a") as file:
+        file.write("\n \n")
+    said = []
+    source = open_source(corpus_file, documents="line")
+    corpus = prepare(source, tmp_path / "c", vocab_size=VOCAB, progress=lambda *a: said.append(a))
+    assert corpus.manifest["skipped"] == {"empty": 2, "unfit": 0}
+    stages = [stage for stage, _ in said]
+    assert stages == sorted(stages)  # reading, then tokenizing
+    assert dict(said) == {"reading": 1.0, "tokenizing": 1.0}
+    assert all(0 <= share <= 1 for _, share in said)
