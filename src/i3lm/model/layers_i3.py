@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops_i3 import causal_attention, head_loss, lorpt, recurrence, stable_transition
+from .ops_i3 import causal_attention, head_loss, lorpt, recompute, recurrence, stable_transition
 
 
 class LoRPtLinear(nn.Module):
@@ -243,7 +243,12 @@ class I3Layer(nn.Module):
 
 
 class I3Backbone(nn.Module):
-    """Token and position embeddings, the layers, the final norm."""
+    """Token and position embeddings, the layers, the final norm.
+
+    With `gradient_checkpointing` set, training keeps one tensor a layer and computes the rest again.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -254,8 +259,9 @@ class I3Backbone(nn.Module):
         past = states[0].length if states else 0
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
         x = self.embed_tokens(input_ids) + self.embed_positions(positions)
+        again = self.gradient_checkpointing and torch.is_grad_enabled() and not states
         for i, layer in enumerate(self.layers):
-            x = layer(x, state=states[i] if states else None)
+            x = recompute(layer, x) if again else layer(x, state=states[i] if states else None)
         return self.norm(x)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,32 @@
+# `make demo` and `make test` do everything on a fresh machine: environment, install, run.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+# Installed anew when the package's metadata or its C sources change.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.c)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf demo
+	$(BIN)/i3lm train --preset i3-mini --time 4m --out demo
+	@echo
+	$(BIN)/i3lm chat demo -p "Who are you?"
+	$(BIN)/i3lm chat demo -p "Hi! My name is Anna." -p "What is my name?"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check src tests setup.py
+	$(BIN)/ruff check src tests setup.py
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build demo src/*.egg-info src/i3lm/native/*.so

@@ -1,0 +1,1 @@
+"""Pretraining: configuration, the one training loop, checkpoints, progress."""

@@ -1,0 +1,107 @@
+"""What a run is asked to do. Saved as `run.json`, so a resumed run is the same run."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..presets import DEFAULT_PRESET, Architecture, find_preset
+
+DEFAULT_SECONDS = 600.0
+# Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
+SMALLEST_VOCABULARY = 6 + 256 + 96
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: every so many steps, or every so many seconds."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        amount = self.seconds if self.steps is None else self.steps
+        if amount is None or amount <= 0:
+            raise UserError("an interval must be positive, such as 500 (steps) or 2m (minutes)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run's outcome, as the command line names it."""
+
+    out: str = "run"
+    data: tuple[str, ...] = ()  # files, folders, globs or a datasets name; none: embedded default
+    preset: str = DEFAULT_PRESET
+    vocab_size: int | None = None  # rows of the model; None: the preset's
+    context: int | None = None  # tokens; None: the preset's window
+    batch_tokens: int = 2048  # tokens of one optimizer step
+    microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
+    optimizer: str = "muon"
+    lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
+    steps: int | None = None
+    time: float | None = None  # seconds of training; None and no steps: 10 minutes
+    warmup_steps: int = 20
+    clip: float = 1.0  # largest gradient norm
+    checkpoint_every: Every | None = None  # None: every minute
+    eval_every: Every | None = None  # None: ten times a run
+    seed: int = 0
+    device: str = "cpu"
+    threads: int | None = None  # None: torch's choice
+    precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
+    gradient_checkpointing: bool = False
+    text_column: str | None = None
+    split: str = "train"
+    documents: str = "auto"
+    lowercase: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ("vocab_size", "context", "batch_tokens", "microbatch", "steps", "time")
+        for name in (*positive, "threads", "clip"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise UserError(f"--precision {self.precision!r} must be auto, fp32 or bf16")
+        if self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:
+            raise UserError(
+                f"--vocab-size {self.vocab_size} is too small; it must be at least "
+                f"{SMALLEST_VOCABULARY} (special tokens, bytes and plain characters)"
+            )
+        find_preset(self.preset)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time budget in seconds; 10 minutes when no budget is given at all."""
+        return DEFAULT_SECONDS if self.time is None and self.steps is None else self.time
+
+    def architecture(self, tokens: int | None = None) -> Architecture:
+        """Return the model's sizes for a tokenizer of `tokens` tokens."""
+        preset = find_preset(self.preset)
+        sizes = preset.architecture
+        rows = self.vocab_size or max(sizes.vocab_size, preset.tokenizer_size)
+        used = None if tokens is None or tokens == rows else tokens
+        positions = self.context or sizes.max_position_embeddings
+        return dataclasses.replace(
+            sizes, vocab_size=rows, max_position_embeddings=positions, used_vocab_size=used
+        )
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainConfig":
+        """Read `run.json` of a run folder; UserError when there is none or it is damaged."""
+        path = folder / "run.json"
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("checkpoint_every", "eval_every"):
+                values[name] = Every(**values[name]) if values[name] else None
+            values["data"] = tuple(values["data"])
+            return cls(**values)
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no run; start one with --out {folder}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged ({error}); restore it or start anew") from None

@@ -1,0 +1,205 @@
+"""The one training loop."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from i3lm.data import Corpus, Loader
+from i3lm.errors import UserError
+from i3lm.model.layers_i3 import I3Network
+from i3lm.optim import learning_rate_factor, make_optimizer
+from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
+from i3lm.training.config import Every, TrainConfig
+from i3lm.training.hardware import resident_bytes
+from i3lm.training.metrics import MetricsFile
+
+CHECKPOINT_SECONDS = 60.0
+EVALUATIONS = 10  # of a run
+MICROBATCH_TOKENS = 1024
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; all is saved."""
+
+
+class Trainer:
+    """Trains a network on a corpus within a budget of steps or seconds.
+
+    All that happens is a pure function of the configuration and the counters, so that a run
+    which goes on from a checkpoint is the run that would have been.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        network: I3Network,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.config, self.network, self.device = config, network, device
+        self.run = Path(config.out)
+        self.context = network.config.max_position_embeddings
+        corpus.require(self.context)
+        self.optimizer = make_optimizer(config.optimizer, network.named_parameters(), config.lr)
+        self.autocast = precision == "bf16"
+        if self.autocast and hasattr(self.optimizer, "low"):
+            self.optimizer.low = torch.bfloat16
+        network.model.gradient_checkpointing = config.gradient_checkpointing
+        self.sequences = max(1, round(config.batch_tokens / self.context))
+        wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
+        self.microbatch = min(wanted, self.sequences)
+        self.loader = Loader(corpus.train, self.context, self.sequences, config.seed)
+        self.counters = Counters()
+        self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self._stop = False
+        self._began = time.monotonic()
+        self._before = 0.0  # seconds of earlier starts
+
+    def resume(self) -> list[str]:
+        """Go on from the newest sound checkpoint; return sentences on what was passed over."""
+        self.counters, notes = load_newest(self.run, self.network, self.optimizer)
+        self.metrics.truncate(self.counters.metrics_bytes)
+        self._before = self.counters.seconds
+        return notes
+
+    @property
+    def seconds(self) -> float:
+        """Training time used so far, over all starts."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def progress(self) -> float:
+        """The share of the budget that is spent, 0 to 1."""
+        shares = [0.0]
+        if self.config.steps:
+            shares.append(self.counters.step / self.config.steps)
+        if self.config.seconds:
+            shares.append(self.seconds / self.config.seconds)
+        return min(1.0, max(shares))
+
+    def train(self) -> Iterator[dict]:
+        """Train until the budget is spent; yield a row of figures after each step.
+
+        A row has `step`, `tokens`, `seconds`, `progress`, `loss` (nats a token), `learning_rate` (of
+        the matrices), `gradient_norm`, `tokens_per_second`, `memory` (resident bytes), and
+        `evaluate` and `checkpoint`: whether it is time for these.
+        Raises Interrupted after a first SIGINT or SIGTERM, when the step is done.
+        """
+        self._began = time.monotonic()
+        evaluation = _Clock(self.config.eval_every, self._default_evaluation())
+        checkpoint = _Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
+        for clock in (evaluation, checkpoint):
+            clock.start(self.counters.step, self.seconds)
+        with self._signals():
+            while (progress := self.progress) < 1.0:
+                row = self._step(progress)
+                row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
+                row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
+                yield row
+                if self._stop:
+                    self.save()
+                    raise Interrupted
+
+    def _default_evaluation(self) -> Every:
+        if self.config.steps:
+            return Every(steps=max(1, self.config.steps // EVALUATIONS))
+        assert self.config.seconds is not None
+        return Every(seconds=self.config.seconds / EVALUATIONS)
+
+    def _step(self, progress: float) -> dict:
+        begin = time.monotonic()
+        factor = learning_rate_factor(
+            progress, self.counters.step, warmup_steps=self.config.warmup_steps
+        )
+        loss = self._accumulate_gradients()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise UserError(
+                f"the loss became {loss} at step {self.counters.step}; go on from the last "
+                f"checkpoint at a lower rate: i3lm train --resume {self.run} --lr ..."
+            )
+        self.optimizer.step(factor)
+        self.optimizer.zero_grad()
+        tokens = self.sequences * self.context
+        self.counters.step += 1
+        self.counters.tokens += tokens
+        return {
+            "step": self.counters.step,
+            "tokens": self.counters.tokens,
+            "seconds": round(self.seconds, 3),
+            "progress": self.progress,
+            "loss": loss,
+            "learning_rate": factor * self.optimizer.groups[0].lr,
+            "gradient_norm": norm,
+            "tokens_per_second": tokens / (time.monotonic() - begin),
+            "memory": resident_bytes()[0],
+        }
+
+    def _accumulate_gradients(self) -> float:
+        """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
+        total = torch.zeros(())
+        count = self.sequences * self.context
+        first = self.counters.step * self.sequences
+        for begin in range(0, self.sequences, self.microbatch):
+            size = min(self.microbatch, self.sequences - begin)
+            inputs, targets = (
+                torch.from_numpy(rows).to(self.device)
+                for rows in self.loader.windows(first + begin, size)
+            )
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = self.network.loss(inputs, targets) / count
+            loss.backward()
+            total += loss.detach().cpu()
+        return float(total)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        self.counters.seconds = self.seconds
+        self.counters.metrics_bytes = self.metrics.flush()
+        save_checkpoint(self.run, self.network, self.optimizer, self.counters)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+            signal.signal(number, old[number])
+
+        old = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
+            for number in (signal.SIGINT, signal.SIGTERM):
+                old[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class _Clock:
+    """Tells when something is due, every so many steps or seconds."""
+
+    def __init__(self, every: Every | None, default: Every) -> None:
+        self.every = every or default
+        self._next = 0.0
+
+    def start(self, step: int, seconds: float) -> None:
+        interval = self.every.steps or self.every.seconds
+        assert interval is not None
+        now = step if self.every.steps else seconds
+        self._interval, self._next = interval, (now // interval + 1) * interval
+
+    def due(self, step: int, seconds: float) -> bool:
+        now = step if self.every.steps else seconds
+        if now < self._next:
+            return False
+        self._next = (now // self._interval + 1) * self._interval
+        return True

@@ -1,0 +1,207 @@
+"""From a configuration to a trained model folder."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from i3lm import __version__
+from i3lm.data import Corpus, open_source, prepare
+from i3lm.errors import UserError
+from i3lm.files import write_atomic
+from i3lm.folder import save_folder
+from i3lm.generation import stream
+from i3lm.model import COMPILED
+from i3lm.model.layers_i3 import I3Network
+from i3lm.presets import find_preset
+from i3lm.scoring import bits_per_character
+from i3lm.training.checkpoint import list_checkpoints
+from i3lm.training.config import TrainConfig
+from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
+from i3lm.training.heldout import FINAL_TOKENS, QUICK_TOKENS, first_documents, sample_prompts
+from i3lm.training.loop import Interrupted, Trainer
+
+SAMPLE_TOKENS = 48
+
+# What a run tells: ("start", {...}), ("prepare", {...}), ("step", row), ("evaluation", row),
+# ("checkpoint", row), ("note", {"text": ...}), ("end", figures).
+Listener = Callable[[str, dict], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the model is and how the run went."""
+
+    folder: Path
+    figures: dict  # as on the model card
+    interrupted: bool
+
+
+def train(
+    config: TrainConfig, *, resume: bool = False, listener: Listener | None = None
+) -> TrainResult:
+    """Pretrain a model as `config` says and leave a complete model folder in `config.out`.
+
+    With `resume`, go on from the newest sound checkpoint of that folder. The folder then holds the
+    model (loadable by transformers), `run.json`, `metrics.jsonl`, `data/` (the token files)
+    and `checkpoints/`. Raises UserError for anything the user can mend.
+    """
+    tell = listener or (lambda event, row: None)
+    run = Path(config.out)
+    _check_folder(run, resume)
+    device = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    precision = choose_precision(config.precision, device)
+    config = dataclasses.replace(config, precision=precision)
+    config.architecture()  # refuse impossible sizes before any work
+    corpus = _corpus(config, tell)
+    architecture = config.architecture(len(corpus.tokenizer))
+    corpus.require(architecture.max_position_embeddings)
+    write_atomic(run / "run.json", config.to_json().encode())
+
+    torch.manual_seed(config.seed)
+    network = I3Network(architecture).to(device)
+    trainer = Trainer(config, corpus, network, precision, device)
+    if resume:
+        for note in trainer.resume():
+            tell("note", {"text": note})
+    if not COMPILED:
+        text = "the C kernels are not built (no compiler?); training runs on slower torch code"
+        tell("note", {"text": text})
+    tell(
+        "start",
+        {
+            "preset": config.preset,
+            "parameters": architecture.parameters,
+            "train_tokens": len(corpus.train),
+            "characters_per_token": corpus.characters_per_token,
+            "context": architecture.max_position_embeddings,
+            "tokens_per_step": trainer.sequences * trainer.context,
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "step": trainer.counters.step,
+        },
+    )
+    return _run(trainer, corpus, tell)
+
+
+def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
+    prompts = sample_prompts(corpus.held_out, corpus.tokenizer)
+    quick = first_documents(corpus.held_out, QUICK_TOKENS, corpus.tokenizer)
+
+    def evaluate() -> None:
+        trainer.network.eval()
+        row = {
+            "step": trainer.counters.step,
+            "seconds": round(trainer.seconds, 3),
+            "held_out_bits_per_character": bits_per_character(
+                trainer.network, quick.tokens, quick.characters
+            ),
+            "sample": _sample(trainer, corpus, prompts),
+        }
+        trainer.network.train()
+        trainer.metrics.write(row)
+        tell("evaluation", row)
+
+    def save() -> None:
+        trainer.save()
+        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=_figures(trainer, corpus))
+        tell("checkpoint", {"step": trainer.counters.step})
+
+    interrupted = False
+    try:
+        for row in trainer.train():
+            trainer.metrics.write({k: row[k] for k in row if k not in ("evaluate", "checkpoint")})
+            tell("step", row)
+            if row["evaluate"] and row["progress"] < 1:
+                evaluate()
+            if row["checkpoint"] and row["progress"] < 1:
+                save()
+    except Interrupted:
+        interrupted = True
+    else:
+        evaluate()
+        trainer.save()
+    figures = _figures(trainer, corpus)
+    if not interrupted:
+        final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
+        trainer.network.eval()
+        figures["held_out_bits_per_character"] = bits_per_character(
+            trainer.network, final.tokens, final.characters
+        )
+        figures["held_out_characters"] = final.characters
+    save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+    trainer.metrics.close()
+    tell("end", {**figures, "interrupted": interrupted})
+    return TrainResult(trainer.run, figures, interrupted)
+
+
+def _check_folder(run: Path, resume: bool) -> None:
+    if resume:
+        if not list_checkpoints(run):
+            raise UserError(f"{run} holds no checkpoint to resume; start a run with --out {run}")
+        return
+    if run.exists() and not run.is_dir():
+        raise UserError(f"{run} is a file; choose a folder with --out")
+    if (run / "run.json").exists():
+        raise UserError(
+            f"{run} holds another run; go on with it by --resume {run}, or choose another --out"
+        )
+    if run.exists() and any(path.name != "data" for path in run.iterdir()):
+        raise UserError(f"{run} is not empty; choose another folder with --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {run} ({error.strerror}); choose another --out") from None
+
+
+def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
+    preset = find_preset(config.preset)
+    source = open_source(
+        list(config.data) or None,
+        text_column=config.text_column,
+        split=config.split,
+        documents=config.documents,
+    )
+    return prepare(
+        source,
+        Path(config.out) / "data",
+        vocab_size=config.vocab_size or preset.tokenizer_size,
+        lowercase=config.lowercase,
+        progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
+    )
+
+
+def _sample(trainer: Trainer, corpus: Corpus, prompts: list[list[int]]) -> dict:
+    """Continue one of the prompts, another one each time."""
+    prompt = prompts[trainer.counters.step % len(prompts)]
+    reply = "".join(
+        stream(trainer.network, corpus.tokenizer, prompt, SAMPLE_TOKENS, temperature=0.0)
+    )
+    return {"prompt": corpus.tokenizer.decode(prompt).strip(), "reply": reply.strip()}
+
+
+def _figures(trainer: Trainer, corpus: Corpus) -> dict:
+    """Return the run's figures for the model card."""
+    config, counters = trainer.config, trainer.counters
+    return {
+        "i3lm_version": __version__,
+        "preset": config.preset,
+        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "data": corpus.manifest["description"],
+        "vocabulary": len(corpus.tokenizer),
+        "context": trainer.context,
+        "steps": counters.step,
+        "tokens": counters.tokens,
+        "epochs": counters.tokens / len(corpus.train),
+        "minutes": trainer.seconds / 60,
+        "tokens_per_second": counters.tokens / max(trainer.seconds, 1e-9),
+        "optimizer": config.optimizer,
+        "precision": config.precision,
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": resident_bytes()[1],
+        "seed": config.seed,
+    }
