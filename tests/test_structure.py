@@ -1,0 +1,130 @@
+"""Who may import whom, and what light commands must not import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "i3lm"
+FOUNDATION = {"errors", "files", "native", "presets", "units"}
+# Each part and the parts of i3lm that it may import; verbs and the training loop stand above.
+ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "native": set(),
+    "units": {"errors"},
+    "presets": {"errors"},
+    "model": FOUNDATION,
+    "optim": FOUNDATION,
+    "tokenizer": FOUNDATION,
+    "lorpt": {*FOUNDATION, "model"},
+    "data": {*FOUNDATION, "tokenizer"},
+}
+LIGHT = ("torch", "transformers", "numpy", "tokenizers", "pyarrow", "datasets", "rich")
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path, top_level: bool = False) -> set[str]:
+    """Return absolute names of all imported modules; `top_level`: those outside functions."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    package = ["i3lm", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(tree):
+        if top_level and id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            found |= {name, *(f"{name}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def parts_imported(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in imports(path) if name.startswith("i3lm.")}
+    return {n for n in names if (PACKAGE / n).is_dir() or (PACKAGE / f"{n}.py").exists()}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_part_imports_only_the_parts_below_it(path):
+    part = part_of(path)
+    imported = parts_imported(path) - {part}
+    if part in ALLOWED:
+        assert imported <= ALLOWED[part]
+    if part not in ("cli", "__main__"):
+        assert "cli" not in imported
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_can_be_read_in_a_sitting(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+
+
+def test_the_commands_import_verbs_inside_functions():
+    for path in (PACKAGE / "cli").glob("*.py"):
+        heavy = {n for n in imports(path, top_level=True) if n.split(".")[0] in LIGHT}
+        assert not heavy, path
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "model").glob("*_i3.py")), ids=lambda p: p.name)
+def test_exported_files_are_flat_and_need_torch_and_transformers_only(path):
+    names = imports(path)
+    own = {n for n in names if n.startswith("i3lm")}
+    assert all(n.split(".")[2].endswith("_i3") for n in own if n.count(".") >= 2)
+    known = {*sys.stdlib_module_names, "torch", "transformers", "i3lm"}
+    assert {n.split(".")[0] for n in names} <= known
+    if path.name in ("layers_i3.py", "ops_i3.py"):
+        assert not any(n.startswith("transformers") for n in names)
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    return {name.split(".")[0] for name in out.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["info", "i3-12m", "--json"], ["--version"]]
+)
+def test_light_commands_import_nothing_heavy(arguments):
+    code = f"""
+from i3lm.__main__ import main
+sys.argv = ["i3lm", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code"""
+    assert not loaded_by(code) & {"torch", "transformers", "tokenizers", "datasets", "pyarrow"}
+
+
+def test_import_i3lm_is_light():
+    assert not loaded_by("import i3lm") & set(LIGHT)
+
+
+def test_a_training_process_carries_no_transformers_and_no_compiler():
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, i3lm.training.run; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    heavy = {"transformers", "tokenizers", "datasets", "pyarrow", "torch._dynamo", "numba", "click"}
+    assert not heavy & set(loaded)
