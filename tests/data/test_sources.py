@@ -186,7 +186,7 @@ def test_offset_of_a_bad_byte_in_a_later_block(tmp_path, small_limits):
 @given(content=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=200))
 def test_whole_file_in_pieces_is_the_file(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("pieces") / "a.txt"
-    content = (content * 3).removeprefix("\ufeff")
+    content = (content * 3).lstrip("\ufeff")
     path.write_bytes(content.encode())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(documents_module, "_BLOCK", 8)

@@ -59,7 +59,7 @@ class Holdout:
     is passed over. If less than half is filled in the end (a corpus of few documents, or one), the
     first that was passed over is held out after all: whole if it is at most a tenth of the
     corpus, otherwise its end, its beginning being trained on. Of a conversation, which cannot
-    be cut, and of one that has copies, one copy is taken.
+    be cut, and of one that has copies, one copy is taken, unless nothing else would be left.
 
     `train` is called once per document for every document (or part) that is not held out,
     in no particular order. At most 1,000,000 characters and one document are kept in memory.
@@ -99,7 +99,8 @@ class Holdout:
         """Return the choice after the last document; `description` names the corpus in errors."""
         if not self._documents:
             raise UserError(f"{description}: no text in it; give a source with documents")
-        budget = min(MOST_CHARACTERS, math.ceil(self._share * self._characters))
+        share = min(math.ceil(self._share * self._characters), self._characters - 1)
+        budget = min(MOST_CHARACTERS, share)
         take: dict[bytes, int] = {}
         cut: dict[bytes, int] = {}
         taken = copies = 0
@@ -137,7 +138,7 @@ class Holdout:
             take[key] = 1
         elif text is not None and (start := _end_part(text, room)):
             take[key], cut[key] = 1, start
-        elif self._documents > 1:
+        elif sum(take.values()) + 1 < self._documents:
             take[key] = 1
 
     def _release(self, group: _Group, copies: int) -> None:
@@ -153,10 +154,12 @@ def _digest(document: Document, seed: int) -> bytes:
 def _end_part(text: str, room: int) -> int:
     """Return where the last `room` characters begin, moved on to a line start or else a word's;
     0 if `text` cannot be divided into two parts that both hold more than white space."""
-    start = max(1, len(text) - room)
+    first, end = len(text) - len(text.lstrip()), len(text.rstrip())
+    start = max(first + 1, min(len(text) - room, end - 1))
+    if start >= end:
+        return 0
     for mark in "\n ":
-        at = text.find(mark, start, start + room // 2)
-        if at >= 0 and text[at:].strip():
-            start = at + 1
-            break
-    return start if text[:start].strip() and text[start:].strip() else 0
+        at = text.find(mark, start, min(start + room // 2, end))
+        if at >= 0:
+            return at + 1
+    return start
