@@ -221,6 +221,18 @@ def test_holdout_memory_is_bounded(monkeypatch):
     for document in of(*stories(3_000)):
         holdout.add(document)
         assert len(holdout._groups) == len(holdout._heap) < 30
+    monkeypatch.setattr(holdout_module, "MOST_DOCUMENTS", 5)
+    for document in of(*stories(10)):
+        holdout.add(document)
+    assert len(holdout._groups) == 5
+
+
+def test_of_few_documents_the_first_in_hash_order_is_held_out_whole():
+    documents = stories(15)
+    _, held_out = split_of(documents, 0.02)
+    assert len(held_out) == 1
+    assert held_out[0].plain in documents
+    assert held_out[0].plain in {d.plain for d in split_of(documents, 0.15)[1]}
 
 
 def test_few_conversations():
@@ -369,6 +381,25 @@ def test_failed_rebuild_keeps_the_old_corpus(tmp_path, corpus_file):
     with pytest.raises(UserError, match="not UTF-8"):
         prepare(open_source(corpus_file), folder, vocab_size=VOCAB, rebuild=True)
     assert Corpus.open(folder, verify=True).manifest == old.manifest
+
+
+def test_rebuild_that_stops_halfway_is_no_corpus(tmp_path, corpus_file, monkeypatch):
+    folder = tmp_path / "c"
+    prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("held_out.bin"):
+            raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("i3lm.data.packing.os.replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(open_source(corpus_file), folder, vocab_size=300, rebuild=True)
+    with pytest.raises(UserError, match="no prepared corpus here"):
+        Corpus.open(folder)
+    assert len(prepare(open_source(corpus_file), folder, vocab_size=300).tokenizer) <= 300
 
 
 def test_source_that_changes_while_it_is_read(tmp_path, corpus_file):

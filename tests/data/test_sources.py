@@ -183,6 +183,24 @@ def test_offset_of_a_bad_byte_in_a_later_block(tmp_path, small_limits):
         list(read_text_file(path, "line"))
 
 
+def test_places_are_counted_across_blocks(tmp_path, small_limits):
+    path = write(tmp_path / "a.txt", "a\nb\nc\n\nd\ne\n\n\nf\n" + "g\n" * 9 + "h\n" * 30)
+    places = [document.where for document in read_text_file(path, "line")]
+    assert places == [f"{path}:{n + 1}" for n in range(48)]
+    places = [document.where for document in read_text_file(path, "paragraph")]
+    assert places == [f"{path}:{n}" for n in (1, 5, 9, 25, 41)]
+    path = write(tmp_path / "b.txt", "a\n" * 40)
+    assert [d.where for d in read_text_file(path, "file")] == [f"{path}:{n}" for n in (1, 17, 33)]
+
+
+@pytest.mark.parametrize("text", ["\r\n", "\u00e9", "\u20ac", "\U0001f600"])
+def test_a_line_is_never_cut_inside_a_character_or_line_end(tmp_path, small_limits, text):
+    for before in range(24, 34):
+        path = write(tmp_path / "a.txt", "x" * before + text + "yz")
+        joined = "".join(document.text or "" for document in read_text_file(path, "file"))
+        assert joined == "x" * before + text.replace("\r", "") + "yz"
+
+
 @given(content=st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=200))
 def test_whole_file_in_pieces_is_the_file(content, tmp_path_factory):
     path = tmp_path_factory.mktemp("pieces") / "a.txt"

@@ -84,7 +84,7 @@ class Corpus:
         maps = []
         for split in SPLITS:
             path, count = folder / f"{split}.bin", manifest[split]["tokens"]
-            if not path.exists() or path.stat().st_size != 2 * count or not count:
+            if not path.exists() or path.stat().st_size != 2 * count:
                 raise _damaged(folder, f"{path.name} is missing or not {2 * count:,} bytes long")
             if verify and sha256_file(path) != manifest[split]["sha256"]:
                 raise _damaged(folder, f"the contents of {path.name} have changed")
