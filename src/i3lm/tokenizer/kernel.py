@@ -1,0 +1,83 @@
+"""Calls of the compiled kernels in native/text.c."""
+
+import ctypes
+import functools
+import weakref
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from i3lm.errors import UserError
+from i3lm.native import text_library
+from i3lm.tokenizer import rule
+
+_SIZE, _POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the library with its functions declared, or None where it was not built."""
+    found = text_library()
+    if found is not None:
+        found.i3_text_new.argtypes = [_POINTER, _SIZE, _SIZE, _POINTER]
+        found.i3_text_new.restype = _POINTER
+        found.i3_text_free.argtypes = [_POINTER]
+        found.i3_text_free.restype = None
+        found.i3_text_encode.argtypes = [_POINTER, ctypes.c_char_p, _SIZE, _POINTER]
+        found.i3_text_encode.restype = _SIZE
+        found.i3_text_encode_batch.argtypes = [
+            *(_POINTER, ctypes.c_char_p, _POINTER, _SIZE, _POINTER, _POINTER)
+        ]
+        found.i3_text_encode_batch.restype = None
+        found.i3_text_count.argtypes = [ctypes.c_char_p, _POINTER, _SIZE, *[_POINTER] * 5]
+        found.i3_text_count.restype = _SIZE
+    return found
+
+
+def utf8(text: str) -> bytes:
+    """Return `text` in UTF-8; UserError where it holds half a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"character {error.start + 1:,} of the text is a lone surrogate "
+            f"(U+{ord(text[error.start]):04X}), which no encoding can hold; remove it"
+        ) from None
+
+
+def ends_of(parts: Sequence[bytes]) -> np.ndarray:
+    """Return int64 (N,): where each part ends in their concatenation."""
+    return np.fromiter(accumulate(map(len, parts)), np.int64, len(parts))
+
+
+class Encoder:
+    """The compiled rule for one vocabulary: `chunks[k]` has the id FIRST_CHUNK + k."""
+
+    def __init__(self, found: ctypes.CDLL, chunks: Sequence[str]) -> None:
+        keys = np.array([rule.pack(chunk) for chunk in chunks], np.uint64)
+        common = rule.common_table()
+        self._library = found
+        self._tables = found.i3_text_new(
+            keys.ctypes.data, len(keys), rule.FIRST_CHUNK, common.ctypes.data
+        )
+        if not self._tables:
+            raise MemoryError
+        weakref.finalize(self, found.i3_text_free, self._tables)
+
+    def encode(self, data: bytes) -> np.ndarray:
+        """Return uint16 (N,), the ids of one text in UTF-8."""
+        ids = np.empty(len(data), np.uint16)
+        count = self._library.i3_text_encode(self._tables, data, len(data), ids.ctypes.data)
+        return ids[:count].copy()
+
+    def encode_batch(self, parts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of all texts, uint16 (N,), and where each text's ids end, int64."""
+        ends, id_ends = ends_of(parts), np.zeros(len(parts), np.int64)
+        data = b"".join(parts)
+        ids = np.empty(len(data), np.uint16)
+        self._library.i3_text_encode_batch(
+            *(self._tables, data, ends.ctypes.data, len(parts)),
+            *(ids.ctypes.data, id_ends.ctypes.data),
+        )
+        return ids[: id_ends[-1] if len(parts) else 0].copy(), id_ends
