@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from i3lm.data.holdout import Holdout
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
-from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
+from i3lm.tokenizer import BOS, END_INST, EOS, INST, ChunkTokenizer, VocabularyCounter
+from i3lm.tokenizer.conversation import turns
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -136,7 +137,7 @@ def prepare(
     before = [path.stat() for path in source.files]
     report = progress or (lambda stage, share: None)
 
-    counter = None if tokenizer else VocabularyCounter()
+    counter = None if tokenizer else VocabularyCounter(lowercase)
     holdout = Holdout(held_out, seed, (lambda d: _count(counter, d)) if counter else None)
     for document in _watched(source, "reading", report):
         holdout.add(document)
@@ -215,26 +216,40 @@ class _Writer:
         self.path.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        for document in self._waiting:
-            try:
-                ids = _encode(self._tokenizer, document)
-            except UserError as error:
-                raise UserError(f"{document.where}: {error}") from error
-            data = ids.astype("<u2", copy=False).tobytes()
-            self._file.write(data)
-            self._hash.update(data)
-            self._counts["tokens"] += len(ids)
-            self._counts["bytes"] += len(document.plain.encode("utf-8")) + 1
+        ids = encode_documents(self._tokenizer, self._waiting).astype("<u2", copy=False)
+        self._file.write(ids.data)
+        self._hash.update(ids.data)
         self._counts["documents"] += len(self._waiting)
+        self._counts["tokens"] += len(ids)
         self._counts["characters"] += self._size
+        self._counts["bytes"] += sum(len(d.plain.encode("utf-8")) + 1 for d in self._waiting)
         self._waiting, self._size = [], 0
 
 
-def _encode(tokenizer: ChunkTokenizer, document: Document) -> np.ndarray:
-    if document.messages is not None:
-        return tokenizer.encode_conversation(document.messages)
-    assert document.text is not None
-    return tokenizer.encode_document(document.text)
+def encode_documents(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -> np.ndarray:
+    """Return uint16 (N,): the documents one after the other, `<bos>` ids `<eos>` each.
+
+    The same ids as `encode_document` and `encode_conversation` give, at a fraction of the cost
+    for many short documents.
+    """
+    texts: list[str] = []
+    tags: list[int] = []  # special tokens, and
+    before: list[int] = []  # the number of the text that each one stands before
+    for document in documents:
+        tags.append(BOS)
+        before.append(len(texts))
+        if document.messages is None:
+            texts.append(document.plain)
+        else:
+            contents = turns(document.messages, add_generation_prompt=False)
+            tags += [INST, END_INST] * (len(contents) // 2)
+            before += range(len(texts), len(texts) + len(contents))
+            texts += contents
+        tags.append(EOS)
+        before.append(len(texts))
+    ids, ends = tokenizer.encode_batch(texts)
+    starts = np.concatenate([[0], ends])
+    return np.insert(ids, starts[before], np.array(tags, np.uint16)) if tags else ids
 
 
 def _count(counter: VocabularyCounter, document: Document) -> None:
