@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 
-from .errors import UserError
+from i3lm.errors import UserError
 
 
 @dataclass(frozen=True)

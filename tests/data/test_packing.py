@@ -317,7 +317,7 @@ def test_refused_when_settings_differ(tmp_path, corpus_file, change, message):
     built = stamps(folder)
     source = open_source(corpus_file, **change.pop("source", {}))
     options = {"vocab_size": VOCAB, **change}
-    with pytest.raises(UserError, match=f"prepared with {message}; delete the folder or pass --r"):
+    with pytest.raises(UserError, match=f"prepared with {message}; delete the folder"):
         prepare(source, folder, **options)
     assert stamps(folder) == built
     corpus = prepare(source, folder, rebuild=True, **options)

@@ -299,7 +299,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _damaged(folder: Path, what: str) -> UserError:
-    return UserError(f"{folder}: {what}; delete the folder or pass --rebuild")
+    return UserError(f"{folder}: {what}; delete the folder to prepare it anew")
 
 
 def _reusable(folder: Path, source: Source, settings: dict[str, Any]) -> bool:

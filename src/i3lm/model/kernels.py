@@ -5,8 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from ..native import tensor_library
-from . import ops_i3
+from i3lm.model import ops_i3
+from i3lm.native import tensor_library
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

@@ -179,8 +179,7 @@ class Attention(nn.Module):
         """
         q, k, v = self.qkv_down(x).chunk(3, dim=-1)
         q, k, v = (
-            self._heads(up(low))
-            for up, low in ((self.q_up, q), (self.k_up, k), (self.v_up, v))
+            self._heads(up(low)) for up, low in ((self.q_up, q), (self.k_up, k), (self.v_up, v))
         )
         if state is not None:
             k, v = state.append(k, v)
@@ -191,7 +190,7 @@ class Attention(nn.Module):
                 mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
                 mask = mask.tril(k.shape[2] - q.shape[2])
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.o_proj(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -210,7 +209,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
-        return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x)))
 
 
 class I3Layer(nn.Module):
@@ -239,16 +238,20 @@ class I3Layer(nn.Module):
             mixed = mixed * padding
         x = x + self.recurrence(mixed, state)
         x = x + self.attention(self.attention_norm(x), mask, state)
-        return x + self.ffn(self.ffn_norm(x))  # type: ignore[no-any-return]
+        return x + self.ffn(self.ffn_norm(x))
 
 
 class I3Backbone(nn.Module):
     """Token and position embeddings, the layers, the final norm.
 
-    With `gradient_checkpointing` set, training keeps one tensor a layer and computes the rest again.
+    With `gradient_checkpointing`, training keeps one tensor a layer and computes the rest again.
     """
 
     gradient_checkpointing = False
+    embed_tokens: nn.Embedding
+    embed_positions: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.LayerNorm
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -262,7 +265,7 @@ class I3Backbone(nn.Module):
         again = self.gradient_checkpointing and torch.is_grad_enabled() and not states
         for i, layer in enumerate(self.layers):
             x = recompute(layer, x) if again else layer(x, state=states[i] if states else None)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x)
 
 
 def build_backbone(module: nn.Module, config: Any) -> None:
@@ -275,7 +278,7 @@ def build_backbone(module: nn.Module, config: Any) -> None:
 
 
 class I3Network(nn.Module):
-    """The whole language model with the parameter names of `I3ForCausalLM`, without transformers."""
+    """The whole language model, with the parameter names of `I3ForCausalLM`."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -298,6 +301,7 @@ class I3Network(nn.Module):
         """Return the cross-entropy in nats, summed over all B * T targets (int64)."""
         hidden = self.model(input_ids).flatten(0, 1)
         head, used = self.lm_head, used_rows(self.config)
+        assert head.bias is not None
         return head_loss(hidden, head.A[:used], head.B, head.bias[:used], targets.flatten())
 
     def new_states(self) -> list[LayerState]:
@@ -308,7 +312,7 @@ class I3Network(nn.Module):
 
 def used_rows(config: Any) -> int:
     """Return how many rows of the vocabulary stand for a token; the rest can never be generated."""
-    return config.used_vocab_size or config.vocab_size  # type: ignore[no-any-return]
+    return config.used_vocab_size or config.vocab_size
 
 
 def head_logits(head: nn.Module, hidden: Tensor, config: Any) -> Tensor:
@@ -318,7 +322,7 @@ def head_logits(head: nn.Module, hidden: Tensor, config: Any) -> Tensor:
     if used < logits.shape[-1]:
         unused = torch.arange(logits.shape[-1], device=logits.device) >= used
         logits = logits.masked_fill(unused, -torch.inf)
-    return logits  # type: ignore[no-any-return]
+    return logits
 
 
 def init_module(module: nn.Module, config: Any) -> None:

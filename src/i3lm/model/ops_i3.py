@@ -7,6 +7,7 @@ low-rank products after LoRPt (FlameF0X, 2025).
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,7 @@ def _backward(
     saved: tuple[Tensor, ...], grad_y: Tensor, grad_s: Tensor, grad_h: Tensor, grad_end: Tensor
 ) -> tuple[Tensor, ...]:
     """The adjoint recurrences, which run from the last step to the first (docs/math.md)."""
-    x, w, A, D, h, s, s_BTN = saved
+    x, w, A, D, h, s, _ = saved
     h_BTD = scan_channels((1 - w) * x, w, h)
     before = torch.cat([h[:, None], h_BTD[:, :-1]], dim=1)
     source = D * grad_y
@@ -93,10 +94,8 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, u, w, A, D, h, s):  # type: ignore[no-untyped-def]
-        run = _forward
-        ctx.compiled = recurrence_forward_kernel is not None and _fits_kernel(x, u, w, A, D, h, s)
-        if ctx.compiled:
-            run = recurrence_forward_kernel  # type: ignore[assignment]
+        ctx.compiled = _fits_kernel(x, u, w, A, D, h, s)
+        run: Any = recurrence_forward_kernel if ctx.compiled else _forward
         y, s_BTN, h_end, s_end = run(x, u, w, A, D, h, s)
         ctx.save_for_backward(x, w, A, D, h, s, s_BTN)
         return y, s_BTN, h_end, s_end
@@ -104,8 +103,8 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y, grad_s, grad_h, grad_end):  # type: ignore[no-untyped-def]
-        x, _, _, _, _, s, s_BTN = saved = ctx.saved_tensors
-        run = recurrence_backward_kernel if ctx.compiled else _backward
+        *_, s, s_BTN = saved = ctx.saved_tensors
+        run: Any = recurrence_backward_kernel if ctx.compiled else _backward
         grad_x, grad_u, grad_w, grad_D, grad_h0, grad_s0 = run(
             saved, grad_y, grad_s, grad_h, grad_end
         )
@@ -115,7 +114,9 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _fits_kernel(*tensors: Tensor) -> bool:
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return recurrence_forward_kernel is not None and all(
+        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
+    )
 
 
 def recurrence(
@@ -133,9 +134,10 @@ def recurrence(
         s = F.linear(s, A) + u[:, 0]
         return (D * h)[:, None], s[:, None], h, s
     if torch.is_grad_enabled():
-        return _Recurrence.apply(x, u, w, A, D, h, s)  # type: ignore[no-any-return]
-    if recurrence_forward_kernel is not None and _fits_kernel(x, u, w, A, D, h, s):
-        return recurrence_forward_kernel(x, u, w, A, D, h, s)  # type: ignore[no-any-return]
+        return _Recurrence.apply(x, u, w, A, D, h, s)
+    if _fits_kernel(x, u, w, A, D, h, s):
+        assert recurrence_forward_kernel is not None
+        return recurrence_forward_kernel(x, u, w, A, D, h, s)
     return _forward(x, u, w, A, D, h, s)
 
 
@@ -191,7 +193,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> Tensor
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     flat = (t.flatten(0, 1) for t in (q, k, v))
-    return _CausalAttention.apply(*flat, block).unflatten(0, q.shape[:2])  # type: ignore[no-any-return]
+    return _CausalAttention.apply(*flat, block).unflatten(0, q.shape[:2])
 
 
 class _Recompute(torch.autograd.Function):
@@ -221,7 +223,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     The function must be deterministic. Unlike `torch.utils.checkpoint` this does not import the
     compiler, 70 MB.
     """
-    return _Recompute.apply(x, function)  # type: ignore[no-any-return]
+    return _Recompute.apply(x, function)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -272,4 +274,4 @@ def head_loss(
 
     hidden (tokens, D), A (V, R), B (R, D), bias (V), targets (tokens) int64.
     """
-    return _HeadLoss.apply(hidden, A, B, bias, targets, block)  # type: ignore[no-any-return]
+    return _HeadLoss.apply(hidden, A, B, bias, targets, block)

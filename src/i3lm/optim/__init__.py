@@ -1,10 +1,10 @@
 """Optimizers for training on a CPU, without `torch.optim` and its 70 MB of imports."""
 
-from .base import Optimizer, ParameterGroup
-from .elementwise import AdamW, Lion
-from .groups import OPTIMIZERS, make_optimizer
-from .muon import Muon
-from .schedule import learning_rate_factor
+from i3lm.optim.base import Optimizer, ParameterGroup
+from i3lm.optim.elementwise import AdamW, Lion
+from i3lm.optim.groups import OPTIMIZERS, make_optimizer
+from i3lm.optim.muon import Muon
+from i3lm.optim.schedule import learning_rate_factor
 
 __all__ = [
     "OPTIMIZERS",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from i3lm.errors import UserError
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Optimizer:
         }
 
     def load_state(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Restore what `state_tensors` gave; UserError when the tensors are of another optimizer."""
+        """Restore what `state_tensors` gave; UserError for those of another optimizer."""
         own = self.state_tensors()
         if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
             raise UserError(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .base import Optimizer, ParameterGroup
+from i3lm.optim.base import Optimizer, ParameterGroup
 
 
 def adamw_update(

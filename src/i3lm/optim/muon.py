@@ -5,8 +5,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from .base import Optimizer, ParameterGroup
-from .elementwise import adamw_update
+from i3lm.optim.base import Optimizer, ParameterGroup
+from i3lm.optim.elementwise import adamw_update
 
 # Quintic Newton-Schulz coefficients a, b, c of the published method (Jordan et al., 2024,
 # kellerjordan.github.io/posts/muon): p(x) = a x + b x^3 + c x^5 drives singular values towards 1.
@@ -84,4 +84,3 @@ class Muon(Optimizer):
                 direction = ortho.t() if rows > columns else ortho
                 part.mul_(1 - lr * group.weight_decay)
                 part.sub_(direction, alpha=lr * max(1.0, rows / columns) ** 0.5)
-

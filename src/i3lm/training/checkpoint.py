@@ -1,8 +1,8 @@
 """Checkpoints: a folder a step, written whole or not at all, found sound before it is used.
 
-    checkpoints/step-00000500/model.safetensors       parameters, float32
-                              optimizer.safetensors   the optimizer's state tensors
-                              trainer.json            counters, and the SHA-256 of both files
+checkpoints/step-00000500/model.safetensors       parameters, float32
+                          optimizer.safetensors   the optimizer's state tensors
+                          trainer.json            counters, and the SHA-256 of both files
 """
 
 import json
@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..files import sha256_file, sync_folder, write_atomic
-from ..optim import Optimizer
+from i3lm.errors import UserError
+from i3lm.files import sha256_file, sync_folder, write_atomic
+from i3lm.optim import Optimizer
 
 FORMAT = 1
 KEEP = 2
@@ -70,9 +70,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
 
 
-def load_newest(
-    run: Path, network: nn.Module, optimizer: Optimizer
-) -> tuple[Counters, list[str]]:
+def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Counters, list[str]]:
     """Load the newest sound checkpoint into the network and the optimizer.
 
     Returns the counters and one sentence for each damaged checkpoint that was passed over.

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from ..presets import DEFAULT_PRESET, Architecture, find_preset
+from i3lm.data.documents import DIVISIONS, Division
+from i3lm.errors import UserError
+from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 
 DEFAULT_SECONDS = 600.0
 # Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
@@ -53,7 +54,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     text_column: str | None = None
     split: str = "train"
-    documents: str = "auto"
+    documents: Division = "auto"
     lowercase: bool = False
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UserError(f"--precision {self.precision!r} must be auto, fp32 or bf16")
+        if self.documents not in DIVISIONS:
+            raise UserError(f"--documents {self.documents!r} must be one of {', '.join(DIVISIONS)}")
         if self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
                 f"--vocab-size {self.vocab_size} is too small; it must be at least "

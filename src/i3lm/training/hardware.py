@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from ..errors import UserError
+from i3lm.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:

@@ -42,7 +42,7 @@ def count_characters(tokens: np.ndarray, tokenizer: ChunkTokenizer) -> int:
     lengths[INST] = len(" [INST] ")
     lengths[END_INST] = len(" [/INST] ")
     opening = np.count_nonzero((tokens[:-1] == BOS) & (tokens[1:] == INST))  # no space before it
-    return int(lengths[tokens].sum()) - opening
+    return int(lengths[tokens].sum()) - int(opening)
 
 
 def sample_prompts(tokens: np.ndarray, tokenizer: ChunkTokenizer) -> list[list[int]]:

@@ -87,8 +87,8 @@ class Trainer:
     def train(self) -> Iterator[dict]:
         """Train until the budget is spent; yield a row of figures after each step.
 
-        A row has `step`, `tokens`, `seconds`, `progress`, `loss` (nats a token), `learning_rate` (of
-        the matrices), `gradient_norm`, `tokens_per_second`, `memory` (resident bytes), and
+        A row has `step`, `tokens`, `seconds`, `progress`, `loss` (nats a token), `learning_rate`
+        (of the matrices), `gradient_norm`, `tokens_per_second`, `memory` (resident bytes), and
         `evaluate` and `checkpoint`: whether it is time for these.
         Raises Interrupted after a first SIGINT or SIGTERM, when the step is done.
         """
@@ -171,7 +171,7 @@ class Trainer:
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._stop = True
-            signal.signal(number, old[number])
+            signal.signal(number, old[signal.Signals(number)])
 
         old = {}
         with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's

@@ -1,6 +1,7 @@
 """From a configuration to a trained model folder."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,23 @@ from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
-from i3lm.folder import save_folder
-from i3lm.generation import stream
+from i3lm.folder import Loaded, save_folder
+from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
 from i3lm.model.layers_i3 import I3Network
 from i3lm.presets import find_preset
-from i3lm.scoring import bits_per_character
+from i3lm.scoring import score_tokens
+from i3lm.tokenizer import EOS, INST
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
-from i3lm.training.heldout import FINAL_TOKENS, QUICK_TOKENS, first_documents, sample_prompts
+from i3lm.training.heldout import (
+    FINAL_TOKENS,
+    QUICK_TOKENS,
+    HeldOut,
+    first_documents,
+    sample_prompts,
+)
 from i3lm.training.loop import Interrupted, Trainer
 
 SAMPLE_TOKENS = 48
@@ -97,9 +105,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         row = {
             "step": trainer.counters.step,
             "seconds": round(trainer.seconds, 3),
-            "held_out_bits_per_character": bits_per_character(
-                trainer.network, quick.tokens, quick.characters
-            ),
+            "held_out_bits_per_character": _bits_per_character(trainer, quick),
             "sample": _sample(trainer, corpus, prompts),
         }
         trainer.network.train()
@@ -129,9 +135,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     if not interrupted:
         final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
         trainer.network.eval()
-        figures["held_out_bits_per_character"] = bits_per_character(
-            trainer.network, final.tokens, final.characters
-        )
+        figures["held_out_bits_per_character"] = _bits_per_character(trainer, final)
         figures["held_out_characters"] = final.characters
     save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
     trainer.metrics.close()
@@ -175,13 +179,25 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
     )
 
 
+def _bits_per_character(trainer: Trainer, text: HeldOut) -> float:
+    nats, _ = score_tokens(trainer.network, text.tokens)
+    return nats / math.log(2) / text.characters
+
+
 def _sample(trainer: Trainer, corpus: Corpus, prompts: list[list[int]]) -> dict:
-    """Continue one of the prompts, another one each time."""
+    """Continue one of the prompts, greedily; another prompt each time."""
+    network = trainer.network
     prompt = prompts[trainer.counters.step % len(prompts)]
-    reply = "".join(
-        stream(trainer.network, corpus.tokenizer, prompt, SAMPLE_TOKENS, temperature=0.0)
+    reply = TextStream(
+        Loaded(network, corpus.tokenizer, network.config),
+        prompt,
+        max_new_tokens=SAMPLE_TOKENS,
+        sampling=Sampling(temperature=0.0),
+        generator=make_generator(0),
+        ends=(EOS, INST),
     )
-    return {"prompt": corpus.tokenizer.decode(prompt).strip(), "reply": reply.strip()}
+    question = corpus.tokenizer.decode(prompt).strip()
+    return {"prompt": question, "reply": "".join(reply).strip()}
 
 
 def _figures(trainer: Trainer, corpus: Corpus) -> dict:

@@ -121,5 +121,3 @@ def sparkline(values: list[float]) -> str:
 def _one_line(text: str, width: int = 100) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-
