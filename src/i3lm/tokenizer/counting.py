@@ -20,8 +20,8 @@ class VocabularyCounter:
     only the parts in use are touched). Chunks with other characters are called rare. They are
     summed up after every 524,288th occurrence; then at most `rare_limit` different ones stay, the
     most frequent ones, ties by code point. Up to that many the counts are exact and the order
-    of texts is of no importance. Beyond, a rare chunk may be undercounted where it is seen less than
-    once in 524,288, and the result depends on the sequence of texts (and of `merge` and `build`).
+    of texts is of no importance. Beyond, a rare chunk seen less than once in 524,288 may be
+    undercounted, and the result depends on the sequence of texts (and of `merge` and `build`).
 
     Every text is counted by itself, as the tokenizer encodes it. With `lowercase`, texts are
     lower-cased first: give the same setting to `ChunkTokenizer`.

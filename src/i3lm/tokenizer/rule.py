@@ -90,6 +90,7 @@ def unpack(number: int) -> str:
 def common_table() -> np.ndarray:
     """Return uint8 (32768,): 1 for the common trigrams, at the low 5 bits of their letters."""
     table = np.zeros(1 << 15, np.uint8)
-    for a, b, c in TRIGRAMS:
-        table[(ord(a) & 31) << 10 | (ord(b) & 31) << 5 | ord(c) & 31] = 1
+    for trigram in TRIGRAMS:
+        a, b, c = (byte & 31 for byte in trigram.encode())
+        table[a << 10 | b << 5 | c] = 1
     return table
