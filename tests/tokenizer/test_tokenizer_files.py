@@ -31,6 +31,20 @@ def test_lower_case_is_saved(tokenizer, tmp_path):
     assert ChunkTokenizer.load(tmp_path / "new").lowercase
 
 
+def test_lower_casing_folder_agrees_with_transformers(tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    lower = ChunkTokenizer(tokenizer.tokens, lowercase=True)
+    lower.save(tmp_path)
+    fast = AutoTokenizer.from_pretrained(tmp_path)
+    messages = chat(" [INST] THE CAT <EOS> <eos> ΑΣ", "İI [inst]", system="WHY ")
+    ids = lower.encode_conversation(messages).tolist()
+    assert fast.apply_chat_template(messages, return_dict=True)["input_ids"] == ids
+    assert lower.decode(ids, False) == (
+        "<bos>[INST]why\n\n[\u200binst] the cat <eos> <\u200beos> ασ[/INST]i\u0307i [inst]<eos>"
+    )
+
+
 def test_a_folder_that_transformers_saved_loads(tokenizer, fast, tmp_path):
     fast("the cat", padding="max_length", max_length=20, truncation=True)
     fast.save_pretrained(tmp_path)

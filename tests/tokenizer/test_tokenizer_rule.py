@@ -133,6 +133,13 @@ def test_batch_encodes_each_text_by_itself(tokenizer, texts):
     assert ends.tolist() == np.cumsum([len(part) for part in parts], dtype=int).tolist()
 
 
+def test_texts_of_a_batch_do_not_see_each_other():
+    tokenizer = ChunkTokenizer(tokens_of(["cat", "ca", "t", "x", " "]))
+    ids, ends = tokenizer.encode_batch(["x ", "catx", "xcat", " x"])
+    assert [tokenizer.tokens[i] for i in ids] == [*"x ", "ca", "t", "x", "x", "ca", "t", *" x"]
+    assert ends.tolist() == [2, 5, 8, 10]
+
+
 @pytest.mark.usefixtures("without_kernel")
 def test_without_kernel_the_ids_are_the_same(tokenizer):
     plain = copy.copy(tokenizer)
@@ -219,7 +226,13 @@ def test_pickled_tokenizer_encodes_the_same(tokenizer):
 
 @pytest.mark.parametrize(
     "chunks",
-    [["ab", "ab"], ["abcd"], [""], [chr(0x4E00 + i // 256) + chr(i) for i in range(65536)]],
+    [
+        ["ab", "ab"],
+        ["abcd"],
+        [""],
+        ["a\ud800"],
+        [chr(0x4E00 + i // 256) + chr(i) for i in range(65536)],
+    ],
 )
 def test_impossible_vocabularies_are_refused(chunks):
     with pytest.raises(ValueError, match=r"chunks must be|65,536"):

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class ChunkTokenizer:
             )
         if len(set(chunks)) < len(chunks) or not all(1 <= len(chunk) <= 3 for chunk in chunks):
             raise ValueError("chunks must be different and have 1 to 3 characters")
+        if any("\ud800" <= character <= "\udfff" for character in set().union(*chunks)):
+            raise ValueError("chunks must not hold lone surrogates")
         settings = json.dumps([self.tokens, lowercase])
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
 
@@ -102,25 +105,20 @@ class ChunkTokenizer:
         Byte tokens in a row that are no valid UTF-8 become U+FFFD, one for each byte. UserError
         where an id is outside the vocabulary.
         """
-        pieces: list[str] = []
-        run = bytearray()
-        for number in ids:
-            if skip_special_tokens and 0 <= number < rule.FIRST_BYTE:
-                continue
-            if rule.FIRST_BYTE <= number < rule.FIRST_CHUNK:
-                run.append(int(number) - rule.FIRST_BYTE)
-                continue
-            if not 0 <= number < len(self.tokens):
-                raise UserError(
-                    f"token id {number} is outside the vocabulary of {len(self.tokens):,}; "
-                    "take the tokenizer that the ids were made with"
-                )
-            if run:
-                pieces.append(_characters(run))
-                run.clear()
-            pieces.append(self.tokens[number])
-        pieces.append(_characters(run))
-        return "".join(pieces)
+        numbers = np.array(ids if isinstance(ids, np.ndarray) else list(ids), np.int64)
+        outside = numbers[(numbers < 0) | (numbers >= len(self.tokens))]
+        if len(outside):
+            raise UserError(
+                f"token id {outside[0]} is outside the vocabulary of {len(self.tokens):,}; "
+                "take the tokenizer that the ids were made with"
+            )
+        if skip_special_tokens:
+            numbers = numbers[numbers >= rule.FIRST_BYTE]
+        listed = numbers.tolist()
+        try:
+            return b"".join(map(self._bytes.__getitem__, listed)).decode()
+        except UnicodeDecodeError:
+            return "".join(self._decode_run(list(run)) for _, run in groupby(listed, _is_byte))
 
     def save(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja into `folder`.
@@ -139,6 +137,12 @@ class ChunkTokenizer:
             path = Path(folder) / files.FILE
             raise UserError(f"{path}: {error}; copy or make it anew") from error
 
+    def _decode_run(self, numbers: list[int]) -> str:
+        try:
+            return b"".join(map(self._bytes.__getitem__, numbers)).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(numbers)
+
     def _prepare(self, text: str) -> bytes:
         return utf8(rule.lower(text) if self.lowercase else text)
 
@@ -148,13 +152,17 @@ class ChunkTokenizer:
         return None if found is None else Encoder(found, self.tokens[rule.FIRST_CHUNK :])
 
     @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        """The UTF-8 that each token stands for; special tokens as they are written."""
+        specials, chunks = self.tokens[: rule.FIRST_BYTE], self.tokens[rule.FIRST_CHUNK :]
+        single = [bytes([byte]) for byte in range(256)]
+        return [*map(str.encode, specials), *single, *map(str.encode, chunks)]
+
+    @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:
         chunks = self.tokens[rule.FIRST_CHUNK :]
         return {chunk: rule.FIRST_CHUNK + number for number, chunk in enumerate(chunks)}
 
 
-def _characters(run: bytearray) -> str:
-    try:
-        return run.decode()
-    except UnicodeDecodeError:
-        return "\ufffd" * len(run)
+def _is_byte(number: int) -> bool:
+    return rule.FIRST_BYTE <= number < rule.FIRST_CHUNK
