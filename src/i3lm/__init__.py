@@ -1,3 +1,55 @@
 """i3lm: pretrain i3, a small conversational language model, on the computer that you have."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from i3lm.chatting import Chat, chat
+    from i3lm.errors import UserError
+    from i3lm.evaluation import evaluate
+    from i3lm.folder import load_folder as load
+    from i3lm.generation import generate, stream
+    from i3lm.model_info import info
+    from i3lm.training.config import TrainConfig
+    from i3lm.training.run import train
+
 __version__ = "0.1.0"
+__all__ = [
+    "Chat",
+    "TrainConfig",
+    "UserError",
+    "__version__",
+    "chat",
+    "evaluate",
+    "generate",
+    "info",
+    "load",
+    "stream",
+    "train",
+]
+
+# What is imported at its first use, so that `import i3lm` alone brings in no torch. No module of
+# the package may have one of these names: importing it would hide the function.
+_PLACES = {
+    "Chat": ("chatting", "Chat"),
+    "TrainConfig": ("training.config", "TrainConfig"),
+    "UserError": ("errors", "UserError"),
+    "chat": ("chatting", "chat"),
+    "evaluate": ("evaluation", "evaluate"),
+    "generate": ("generation", "generate"),
+    "info": ("model_info", "info"),
+    "load": ("folder", "load_folder"),
+    "stream": ("generation", "stream"),
+    "train": ("training.run", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'i3lm' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(f"i3lm.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,152 @@
+"""Chat: a conversation that is kept within the model's window."""
+
+import bisect
+from collections.abc import Iterator, Sequence
+
+from i3lm.errors import UserError
+from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
+from i3lm.tokenizer import EOS, INST
+
+Message = dict[str, str]
+RESERVE = 64  # tokens of the window that history leaves to the reply
+
+
+class Chat:
+    """A conversation with a model.
+
+    `messages` are the user's and the assistant's, all of them, also those that no longer fit the
+    model's window; `system`, where given, always stands before what the model sees.
+    `stream` is the last reply's `TextStream`, with its token count and finish reason.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = 0.95,
+        seed: int | None = None,
+        notify: Notify = ignore,
+    ) -> None:
+        self.system = system
+        self.stream: TextStream | None = None
+        self._loaded = open_model(model)
+        self._limit, self._notify = max_new_tokens, notify
+        self._sampling = Sampling(temperature, top_k, top_p)
+        self._generator = make_generator(seed)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; the system message stays."""
+        self.messages: list[Message] = []
+        self._first = 0  # the oldest message that the model still sees
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Say `text` and yield the reply in pieces.
+
+        The reply joins the history at its end, or as far as it came when the iterator is closed; a
+        turn without a reply leaves no trace. UserError for an empty text, or a system message that
+        fills the window.
+        """
+        if not text.strip():
+            raise UserError("the message is empty; say something")
+        self.messages.append({"role": "user", "content": text})
+        pieces: list[str] = []
+        try:
+            self.stream = TextStream(
+                self._loaded,
+                self._prompt(),
+                max_new_tokens=self._limit,
+                sampling=self._sampling,
+                generator=self._generator,
+                ends=(EOS, INST),
+                notify=self._notify,
+            )
+            for piece in self.stream:
+                pieces.append(piece)
+                yield piece
+        finally:
+            content = "".join(pieces).strip()
+            if content:
+                self.messages.append({"role": "assistant", "content": content})
+            else:
+                self.messages.pop()
+
+    def _prompt(self) -> list[int]:
+        """Return the ids of what fits the window; whole turns fall out, the oldest first."""
+        window: int = self._loaded.network.config.max_position_embeddings
+        room = window - min(RESERVE, window // 4)
+        forgotten = self._first
+        ids = self._encode(self.messages[self._first :])
+        while len(ids) > room and self._first < len(self.messages) - 1:
+            self._first += 2
+            ids = self._encode(self.messages[self._first :])
+        if self._first and not forgotten:
+            self._notify(
+                f"the conversation outgrows the model's window of {window} tokens: "
+                "from here on its oldest turns are forgotten"
+            )
+        if len(ids) > room:
+            text = self.messages[-1]["content"]
+            ids, kept = self._newest_part(text, room)
+            self._notify(
+                f"the message is longer than the model's window of {window} tokens: "
+                f"only the last {kept:,} of its {len(text):,} characters are read"
+            )
+        return ids
+
+    def _newest_part(self, text: str, room: int) -> tuple[list[int], int]:
+        def encode(start: int) -> list[int]:
+            return self._encode([{"role": "user", "content": text[start:]}])
+
+        start = bisect.bisect_left(
+            range(len(text)), True, key=lambda start: len(encode(start)) <= room
+        )
+        if start == len(text):
+            raise UserError("the system message fills the model's window; shorten it")
+        return encode(start), len(text) - start
+
+    def _encode(self, messages: Sequence[Message]) -> list[int]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        ids = self._loaded.tokenizer.encode_conversation(
+            [*system, *messages], add_generation_prompt=True
+        )
+        return [int(i) for i in ids]
+
+
+def chat(
+    model: Model,
+    messages: str | Sequence[Message],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = 0.95,
+    seed: int | None = None,
+    notify: Notify = ignore,
+) -> str:
+    """Return the assistant's answer to `messages`: a text, or chat messages that end with a user's.
+
+    A first message of the role `system` stays whatever the length; the oldest turns give way to the
+    window, and `notify` gets a sentence. UserError where roles do not alternate.
+    """
+    history = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
+    system = history.pop(0)["content"] if history and history[0]["role"] == "system" else None
+    wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(history))]
+    if [message["role"] for message in history] != wanted or len(history) % 2 == 0:
+        raise UserError("after an optional system message user and assistant alternate, user last")
+    talk = Chat(
+        model,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        notify=notify,
+    )
+    talk.messages = history[:-1]
+    return "".join(talk.reply(history[-1]["content"])).strip()

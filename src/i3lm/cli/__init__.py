@@ -1,0 +1,50 @@
+"""The command line. A file a command; each imports what it runs when it runs, so help is fast."""
+
+import difflib
+
+import click
+
+from i3lm import __version__
+from i3lm.cli import chat, evaluate, generate, info, train
+
+GREETING = f"""\
+i3lm {__version__}: from your own text to a chatting model of your own, on your computer.
+
+  i3lm train --data TEXT --out DIR   pretrain a model (without --data: on built-in conversations)
+  i3lm chat DIR                      talk with it
+  i3lm eval DIR --data TEXT          measure it
+
+i3lm --help lists all commands."""
+
+
+class Commands(click.Group):
+    """A group that knows what a mistyped command was meant to be."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; a UsageError with the nearest name where there is none."""
+        name = args[0]
+        if name not in self.commands and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            known = ", ".join(self.commands)
+            raise click.UsageError(f"no command is named {name!r}; {hint}known: {known}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="i3lm")
+@click.pass_context
+def group(ctx: click.Context) -> None:
+    """Pretrain i3, a small conversational language model, on the computer that you have."""
+    if ctx.invoked_subcommand is None:
+        click.echo(GREETING)
+
+
+for _command in (train.command, chat.command, generate.command, evaluate.command, info.command):
+    group.add_command(_command)

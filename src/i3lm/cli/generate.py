@@ -1,0 +1,48 @@
+"""`i3lm generate`."""
+
+from typing import Any
+
+import click
+
+from i3lm.cli.common import (
+    device_option,
+    json_option,
+    note,
+    sampling_options,
+    text_or_stdin,
+    write,
+    write_json,
+)
+
+
+@click.command("generate", short_help="Continue a text.")
+@click.argument("model")
+@click.argument("prompt", default="")
+@click.option(
+    "--max-new-tokens", type=int, default=128, show_default=True, help="Stop after these."
+)
+@sampling_options
+@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@device_option
+@json_option
+def command(
+    model: str, prompt: str, device: str, as_json: bool, stop: tuple[str, ...], **settings: Any
+) -> None:
+    """Print the text with which the model in folder MODEL continues PROMPT.
+
+    PROMPT - reads standard input; without one the model starts a text of its own.
+    """
+    prompt = text_or_stdin(prompt)
+    from i3lm.folder import load_folder
+    from i3lm.generation import stream
+
+    notes: list[str] = []
+    notify = notes.append if as_json else note
+    text = stream(load_folder(model, device), prompt, stop=stop, notify=notify, **settings)
+    if as_json:
+        result = {"prompt": prompt, "text": "".join(text), "tokens": text.tokens}
+        write_json(result | {"finish_reason": text.finish_reason, "notes": notes})
+        return
+    for piece in text:
+        write(piece)
+    write("\n")

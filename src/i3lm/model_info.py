@@ -1,0 +1,135 @@
+"""What a model is and costs, from its preset or its folder. No torch: it must answer at once."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from i3lm.errors import UserError
+from i3lm.presets import PRESETS, Architecture, find_preset
+
+
+def info(model: str | Path) -> dict[str, Any]:
+    """Return the sizes and costs of a preset (by name) or a model folder (by path).
+
+    - `parameters`, `parameters_by_part`, `window` (tokens), `vocabulary` (rows), `architecture`.
+    - `flops_per_token`: of training on one token, forward and backward, at the full window.
+    - `memory` in bytes: `weights`, `gradients` and, by optimizer, `optimizer` states, in float32 as
+      in training; activations come on top.
+    - of a folder also `weights_file` (bytes and data types as stored), `tokens` (of its tokenizer)
+      and `run` (the last row of its metrics), where there are such.
+
+    UserError for an unknown preset or a folder without a model.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return _of_folder(path)
+    if isinstance(model, Path) or (model not in PRESETS and "/" in model):
+        raise UserError(f"{model}: no such folder; name a model folder or one of {_names()}")
+    preset = find_preset(model)
+    return {"model": model, "about": preset.about, **_costs(preset.architecture)}
+
+
+def _names() -> str:
+    return ", ".join(PRESETS)
+
+
+def _costs(architecture: Architecture) -> dict[str, Any]:
+    total = architecture.parameters
+    return {
+        "parameters": total,
+        "parameters_by_part": architecture.parameters_by_part(),
+        "window": architecture.max_position_embeddings,
+        "vocabulary": architecture.vocab_size,
+        "flops_per_token": architecture.flops_per_token(),
+        "memory": {
+            "weights": 4 * total,
+            "gradients": 4 * total,
+            "optimizer": {
+                # Muon keeps one value for an entry of a matrix, two for all others, as AdamW does.
+                "muon": 8 * total - 4 * _matrices(architecture),
+                "adamw": 8 * total,
+                "lion": 4 * total,
+            },
+        },
+        "architecture": dataclasses.asdict(architecture),
+    }
+
+
+def _matrices(a: Architecture) -> int:
+    """Return the entries of all matrices but the embeddings, the head's rows and A (n, n)."""
+    d, r, f = a.hidden_size, a.rank, a.intermediate_size
+    layer = 2 * a.state_size * d + 6 * d * r + d * d + 2 * r * (d + f)
+    return a.num_hidden_layers * layer + r * d
+
+
+def _of_folder(folder: Path) -> dict[str, Any]:
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") != "i3":
+        raise UserError(f"{folder}: not an i3 model; name a folder that i3lm train wrote")
+    names = {field.name for field in dataclasses.fields(Architecture)}
+    try:
+        architecture = Architecture(**{k: v for k, v in config.items() if k in names})
+    except TypeError as error:
+        raise UserError(f"{folder / 'config.json'} is damaged ({error}); restore it") from error
+    result = {"model": str(folder), **_costs(architecture)}
+    result["weights_file"] = _weights(folder / "model.safetensors", architecture.parameters)
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.exists():
+        # Its special tokens are in the vocabulary, too.
+        result["tokens"] = len(_read_json(tokenizer)["model"]["vocab"])
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        result["run"] = _last_row(metrics)
+    return result
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent}: not a model folder, it has no {path.name}; "
+            "name one that i3lm train wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (no JSON object); restore it")
+    return value
+
+
+def _weights(path: Path, parameters: int) -> dict[str, Any]:
+    """Read the header of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, path.stat().st_size)))
+        header.pop("__metadata__", None)
+        count = sum(math.prod(tensor["shape"]) for tensor in header.values())
+        types = sorted({tensor["dtype"] for tensor in header.values()})
+    except FileNotFoundError:
+        raise UserError(f"{path.parent}: it has no {path.name}; copy the whole folder") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it") from error
+    if count != parameters:
+        raise UserError(
+            f"{path} has {count:,} parameters, its config.json describes {parameters:,}; "
+            "copy both from one run"
+        )
+    return {"bytes": path.stat().st_size, "types": types}
+
+
+def _last_row(path: Path) -> dict[str, Any] | None:
+    """Return the last whole row, or None: a run may be writing right now."""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        for line in reversed(file.read().splitlines(keepends=True)):
+            if line.endswith(b"\n"):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    return None
+                return row if isinstance(row, dict) else None
+    return None
