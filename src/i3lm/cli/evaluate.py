@@ -49,8 +49,8 @@ def command(model: str, data: tuple[str, ...], device: str, as_json: bool, **set
     word = result["perplexity_per_word"]
     click.echo(
         f"bits per character    {result['bits_per_character']:.4f}\n"
-        f"perplexity per token  {result['perplexity_per_token']:.3f}\n"
-        f"perplexity per word   {'too large' if word is None else format(word, '.3f')}\n"
+        f"perplexity per token  {result['perplexity_per_token']:.4g}\n"
+        f"perplexity per word   {'too large' if word is None else format(word, '.4g')}\n"
         f"{result['characters']:,} characters, {result['words']:,} words, "
         f"{result['tokens']:,} tokens of {result['data']}\n"
         f"{result['rule']}"
