@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from i3lm.hub import register_when_imported
+
 if TYPE_CHECKING:
     from i3lm.chatting import Chat, chat
     from i3lm.errors import UserError
@@ -53,3 +55,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+register_when_imported()

@@ -60,6 +60,12 @@ def init_factors(A: Tensor, B: Tensor) -> None:
     nn.init.orthogonal_(B, gain)
 
 
+def _fill(parameter: Tensor, values: Tensor) -> None:
+    """Copy values in place, unless transformers has marked the parameter as loaded."""
+    if not getattr(parameter, "_is_hf_initialized", False):
+        parameter.copy_(values)
+
+
 class LayerState:
     """What one layer remembers between calls: keys and values, and the recurrent h and s.
 
@@ -120,8 +126,8 @@ class Recurrence(nn.Module):
         spread = math.log(self.max_time_constant)
         taus = torch.exp(torch.linspace(0.0, spread, d))[torch.randperm(d)]
         w = torch.exp(-1 / taus)
-        self.w_mix.copy_(torch.log(w / (1 - w)))
-        self.A.copy_(torch.diag(torch.exp(-1 / torch.exp(torch.linspace(0.0, spread, n)))))
+        _fill(self.w_mix, torch.log(w / (1 - w)))
+        _fill(self.A, torch.diag(torch.exp(-1 / torch.exp(torch.linspace(0.0, spread, n)))))
         nn.init.normal_(self.B, std=d**-0.5)
         nn.init.zeros_(self.C)  # the branch writes nothing at first
         nn.init.zeros_(self.D)

@@ -1,5 +1,6 @@
 """From a configuration to a trained model folder."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -73,27 +74,28 @@ def train(
     torch.manual_seed(config.seed)
     network = I3Network(architecture).to(device)
     trainer = Trainer(config, corpus, network, precision, device)
-    if resume:
-        for note in trainer.resume():
-            tell("note", {"text": note})
-    if not COMPILED:
-        text = "the C kernels are not built (no compiler?); training runs on slower torch code"
-        tell("note", {"text": text})
-    tell(
-        "start",
-        {
-            "preset": config.preset,
-            "parameters": architecture.parameters,
-            "train_tokens": len(corpus.train),
-            "characters_per_token": corpus.characters_per_token,
-            "context": architecture.max_position_embeddings,
-            "tokens_per_step": trainer.sequences * trainer.context,
-            "precision": precision,
-            "threads": torch.get_num_threads(),
-            "step": trainer.counters.step,
-        },
-    )
-    return _run(trainer, corpus, tell)
+    with contextlib.closing(trainer.metrics):
+        if resume:
+            for note in trainer.resume():
+                tell("note", {"text": note})
+        if not COMPILED:
+            text = "the C kernels are not built (no compiler?); training runs on slower torch code"
+            tell("note", {"text": text})
+        tell(
+            "start",
+            {
+                "preset": config.preset,
+                "parameters": architecture.parameters,
+                "train_tokens": len(corpus.train),
+                "characters_per_token": corpus.characters_per_token,
+                "context": architecture.max_position_embeddings,
+                "tokens_per_step": trainer.sequences * trainer.context,
+                "precision": precision,
+                "threads": torch.get_num_threads(),
+                "step": trainer.counters.step,
+            },
+        )
+        return _run(trainer, corpus, tell)
 
 
 def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
@@ -138,7 +140,6 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         figures["held_out_bits_per_character"] = _bits_per_character(trainer, final)
         figures["held_out_characters"] = final.characters
     save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
-    trainer.metrics.close()
     tell("end", {**figures, "interrupted": interrupted})
     return TrainResult(trainer.run, figures, interrupted)
 

@@ -1,0 +1,138 @@
+"""Model folders: what training writes, and what transformers and i3lm load."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from i3lm.card import model_card
+from i3lm.errors import UserError
+from i3lm.files import write_atomic
+from i3lm.model.layers_i3 import I3Network
+from i3lm.presets import Architecture
+from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
+
+CODE = ("configuration_i3.py", "layers_i3.py", "modeling_i3.py", "ops_i3.py")
+AUTO_MAP = {
+    "AutoConfig": "configuration_i3.I3Config",
+    "AutoModel": "modeling_i3.I3Model",
+    "AutoModelForCausalLM": "modeling_i3.I3ForCausalLM",
+}
+GENERATION = {
+    "bos_token_id": BOS,
+    "eos_token_id": [EOS, INST],  # a reply ends with the text, or where the user's turn begins
+    "pad_token_id": PAD,
+    "do_sample": True,
+    "temperature": 0.7,
+    "top_p": 0.9,
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory: the network in evaluation mode, its tokenizer and sizes."""
+
+    network: I3Network
+    tokenizer: ChunkTokenizer
+    architecture: Architecture
+
+
+def save_folder(
+    folder: str | Path,
+    network: I3Network,
+    tokenizer: ChunkTokenizer,
+    run: dict[str, Any] | None = None,
+) -> None:
+    """Write a complete model folder: config, weights, tokenizer, generation config, code, card.
+
+    Each file is written whole or not at all, the weights after everything they need. `run` are the
+    figures of the training run, for the card. Needs no transformers.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = network.config
+    state = {name: t.detach().contiguous().cpu() for name, t in network.state_dict().items()}
+    config = {
+        "architectures": ["I3ForCausalLM"],
+        "auto_map": AUTO_MAP,
+        "model_type": "i3",
+        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+        "tie_word_embeddings": False,
+        **dataclasses.asdict(sizes),
+    }
+    source = Path(__file__).parent / "model"
+    for name in CODE:
+        write_atomic(folder / name, (source / name).read_bytes())
+    tokenizer.save(folder, model_max_length=sizes.max_position_embeddings)
+    write_atomic(folder / "generation_config.json", _json(GENERATION))
+    write_atomic(folder / "config.json", _json(config))
+    write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    card = model_card(config, sum(t.numel() for t in state.values()), run)
+    write_atomic(folder / "README.md", card.encode())
+
+
+def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
+    """Load a model folder with torch alone.
+
+    UserError, in one line, for anything that is not a sound i3 model folder.
+    """
+    folder = Path(folder)
+    architecture = _architecture(folder)
+    tokenizer = ChunkTokenizer.load(folder)
+    rows = architecture.used_vocab_size or architecture.vocab_size
+    if len(tokenizer) != rows:
+        raise UserError(
+            f"{folder}: its tokenizer has {len(tokenizer):,} tokens and its model {rows:,}; "
+            "copy both from one run"
+        )
+    path = folder / "model.safetensors"
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no model.safetensors; copy the whole folder") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it anew") from None
+    with torch.device("meta"):
+        network = I3Network(architecture)
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if expected != {name: tensor.shape for name, tensor in state.items()}:
+        raise UserError(f"{path} does not fit its config.json; copy both from one run")
+    network.load_state_dict({k: t.float() for k, t in state.items()}, assign=True)
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"--device {device} is not to be had here; use --device cpu") from None
+    return Loaded(network.eval(), tokenizer, architecture)
+
+
+def _architecture(folder: Path) -> Architecture:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name a model folder that i3lm train wrote")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config["model_type"] != "i3":
+            raise UserError(
+                f"{folder} holds a model of type {config['model_type']!r}, not i3; "
+                "name one that i3lm train wrote"
+            )
+        names = [field.name for field in dataclasses.fields(Architecture)]
+        return Architecture(**{name: config[name] for name in names if name in config})
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not a model folder, it has no config.json; name one that i3lm train wrote"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy it anew") from None
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
