@@ -9,7 +9,7 @@ import sys
 from setuptools import Extension, setup
 
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
-# Compiled for OpenMP but not linked to a runtime: at load time torch's own is used (native/__init__.py).
+# Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 setup(

@@ -4,7 +4,6 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-
 _SIZES = (
     "vocab_size",
     "hidden_size",

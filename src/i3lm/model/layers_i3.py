@@ -181,7 +181,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, state: State | None = None) -> Tensor:
         """Attend over x (B, T, D) and what `state` holds.
 
-        mask: (B or 1, 1, T, T_all), boolean (True: may attend) or additive; None: causal.
+        mask: (B or 1, 1, T, T_all), boolean (True: may attend) or additive. None: each of the first
+        T positions sees its past, or the one new position sees all.
         """
         q, k, v = self.qkv_down(x).chunk(3, dim=-1)
         q, k, v = (
@@ -189,12 +190,10 @@ class Attention(nn.Module):
         )
         if state is not None:
             k, v = state.append(k, v)
-        if mask is None and k.shape[2] == q.shape[2]:
-            y = causal_attention(q, k, v)
+        steps = q.shape[2]
+        if mask is None and steps > 1:  # keys beyond the queries are room of a static cache
+            y = causal_attention(q, k[:, :, :steps], v[:, :, :steps])
         else:
-            if mask is None:  # a later stretch of a prompt
-                mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
-                mask = mask.tril(k.shape[2] - q.shape[2])
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o_proj(y.transpose(1, 2).flatten(2))
 
@@ -268,9 +267,14 @@ class I3Backbone(nn.Module):
         past = states[0].length if states else 0
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
         x = self.embed_tokens(input_ids) + self.embed_positions(positions)
+        mask = None
+        if past and input_ids.shape[1] > 1:  # a later stretch of a prompt
+            total = past + input_ids.shape[1]
+            mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
         again = self.gradient_checkpointing and torch.is_grad_enabled() and not states
         for i, layer in enumerate(self.layers):
-            x = recompute(layer, x) if again else layer(x, state=states[i] if states else None)
+            state = states[i] if states else None
+            x = recompute(layer, x) if again else layer(x, mask, state=state)
         return self.norm(x)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import MaxLengthCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -23,10 +23,9 @@ class _CachedState:
     @property
     def recurrent(self) -> tuple[Tensor, Tensor] | None:
         joined = self.cache.layers[self.index].recurrent_states[0]
-        return None if joined is None else (
-            joined[:, : self.hidden_size],
-            joined[:, self.hidden_size :],
-        )  # fmt: skip
+        if joined is None:
+            return None
+        return joined[:, : self.hidden_size], joined[:, self.hidden_size :]
 
     @recurrent.setter
     def recurrent(self, state: tuple[Tensor, Tensor]) -> None:
@@ -34,6 +33,17 @@ class _CachedState:
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return self.cache.update(keys, values, self.index)
+
+
+class _WindowFull(StoppingCriteria):
+    """Ends generation where no position is left."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        full = input_ids.shape[1] >= self.window
+        return torch.full((input_ids.shape[0],), full, device=input_ids.device)
 
 
 class I3PreTrainedModel(PreTrainedModel):
@@ -74,9 +84,8 @@ class I3Model(I3PreTrainedModel):
     ) -> BaseModelOutputWithPast | tuple:
         """Run the backbone.
 
-        attention_mask: (B, T_all), 0 for padding, which must stand on the left; position_ids:
-        (B, T), counted over unpadded tokens by default. Raises ValueError for wrong combinations and for
-        text beyond the window.
+        attention_mask: (B, T_all), 0 for padding, which must stand on the left. position_ids:
+        (B, T), counted over unpadded tokens by default. Raises ValueError for a wrong pair of inputs.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -199,10 +208,8 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
         Raises ValueError for a prompt that leaves no room in the window.
         """
         window = self.config.max_position_embeddings
-        prompt = next(
-            (t for t in (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-             if t is not None), None,
-        )  # fmt: skip
+        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        prompt = next((tensor for tensor in given if tensor is not None), None)
         if prompt is not None and prompt.shape[1] >= window:
             raise ValueError(
                 f"the prompt has {prompt.shape[1]} tokens and the model's window {window}: "
@@ -210,7 +217,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
             )
         criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
         if kwargs.get("inputs_embeds") is None:
-            criteria.append(MaxLengthCriteria(window))
+            criteria.append(_WindowFull(window))
         return super().generate(inputs, *args, stopping_criteria=criteria, **kwargs)
 
 
