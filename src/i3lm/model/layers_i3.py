@@ -18,10 +18,19 @@ class LoRPtLinear(nn.Module):
     """A linear map of low rank, `y = x (A B)^T + bias`, with A (out, R) and B (R, in).
 
     The two factors are applied one after the other. The forward pass takes (..., in) to (..., out).
+    With `silent`, A starts at zero: what writes to a residual stream writes nothing at first.
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        silent: bool = False,
+    ) -> None:
         super().__init__()
+        self.silent = silent
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.A = nn.Parameter(torch.empty(out_features, rank))
         self.B = nn.Parameter(torch.empty(rank, in_features))
@@ -31,6 +40,8 @@ class LoRPtLinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw balanced orthogonal factors; the bias starts at zero."""
         init_factors(self.A, self.B)
+        if self.silent:
+            nn.init.zeros_(self.A)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -53,17 +64,52 @@ def init_factors(A: Tensor, B: Tensor) -> None:
     The product has R equal singular values sqrt(out / R), so unit-variance inputs give
     outputs of unit variance, as a dense layer with weights of variance 1 / in would.
     """
-    if A.is_meta:
-        return
     gain = (A.shape[0] / A.shape[1]) ** 0.25
-    nn.init.orthogonal_(A, gain)
-    nn.init.orthogonal_(B, gain)
+    for factor in (A, B):
+        if not factor.is_meta:
+            nn.init.orthogonal_(factor, gain)
+
+
+def init_orthogonal(factor: Tensor) -> Tensor:
+    """Fill a factor (R, in) or (out, R) of a square map as `init_factors` would; return it."""
+    gain = (max(factor.shape) / min(factor.shape)) ** 0.25
+    return factor if factor.is_meta else nn.init.orthogonal_(factor, gain)
 
 
 def _fill(parameter: Tensor, values: Tensor) -> None:
     """Copy values in place, unless transformers has marked the parameter as loaded."""
     if not getattr(parameter, "_is_hf_initialized", False):
         parameter.copy_(values)
+
+
+class Projection(nn.Linear):
+    """A dense map of attention: a factor of Q, K, V, or the silent output projection.
+
+    `maps` maps may stand in one weight, (maps * R, in), so that they are one product. Factors start
+    orthogonal, each with the spectral norm that balances its pair (see `init_factors`).
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, maps: int = 1, silent: bool = False
+    ) -> None:
+        self.maps, self.silent = maps, silent  # nn.Linear resets at once
+        super().__init__(in_features, out_features)
+        self.weight.stacked_maps = maps  # type: ignore[attr-defined]  # each has its own update
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw orthogonal factors, or zeros where silent; the bias starts at zero."""
+        nn.init.zeros_(self.bias)
+        if self.silent:
+            nn.init.zeros_(self.weight)
+            return
+        rows, columns = self.out_features // self.maps, self.in_features
+        if self.maps > 1 and not self.weight.is_meta:
+            one = torch.empty(rows, columns)
+            draws = [init_orthogonal(one).clone() for _ in range(self.maps)]
+            _fill(self.weight, torch.cat(draws))
+        else:
+            init_orthogonal(self.weight)
 
 
 class LayerState:
@@ -158,22 +204,11 @@ class Attention(nn.Module):
         super().__init__()
         d, r = config.hidden_size, config.rank
         self.num_heads = config.num_attention_heads
-        self.qkv_down = nn.Linear(d, 3 * r)
-        self.qkv_down.weight.stacked_maps = 3  # type: ignore[attr-defined]  # for the optimizer
-        self.q_up = nn.Linear(r, d)
-        self.k_up = nn.Linear(r, d)
-        self.v_up = nn.Linear(r, d)
-        self.o_proj = nn.Linear(d, d)
-
-    def reset_parameters(self) -> None:
-        """Draw balanced factors for Q, K, V; the output projection starts at zero."""
-        for down, up in zip(
-            self.qkv_down.weight.chunk(3), (self.q_up, self.k_up, self.v_up), strict=True
-        ):
-            init_factors(up.weight, down)
-        for linear in (self.qkv_down, self.q_up, self.k_up, self.v_up, self.o_proj):
-            nn.init.zeros_(linear.bias)
-        nn.init.zeros_(self.o_proj.weight)
+        self.qkv_down = Projection(d, 3 * r, maps=3)
+        self.q_up = Projection(r, d)
+        self.k_up = Projection(r, d)
+        self.v_up = Projection(r, d)
+        self.o_proj = Projection(d, d, silent=True)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, K)
@@ -204,13 +239,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.up = LoRPtLinear(config.hidden_size, config.intermediate_size, config.rank)
-        self.down = LoRPtLinear(config.intermediate_size, config.hidden_size, config.rank)
-
-    def reset_parameters(self) -> None:
-        """Draw the factors; the one that writes to the residual stream starts at zero."""
-        self.up.reset_parameters()
-        self.down.reset_parameters()
-        nn.init.zeros_(self.down.A)
+        self.down = LoRPtLinear(
+            config.intermediate_size, config.hidden_size, config.rank, silent=True
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
@@ -336,11 +367,11 @@ def head_logits(head: nn.Module, hidden: Tensor, config: Any) -> Tensor:
 
 
 def init_module(module: nn.Module, config: Any) -> None:
-    """Initialise one module in place; children come before their parents."""
+    """Initialise the parameters that are the module's own."""
     if isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=config.initializer_range)
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, LoRPtLinear | Recurrence | Attention | FeedForward):
+    elif isinstance(module, LoRPtLinear | Projection | Recurrence):
         module.reset_parameters()

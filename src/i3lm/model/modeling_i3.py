@@ -85,7 +85,7 @@ class I3Model(I3PreTrainedModel):
         """Run the backbone.
 
         attention_mask: (B, T_all), 0 for padding, which must stand on the left. position_ids:
-        (B, T), counted over unpadded tokens by default. Raises ValueError for a wrong pair of inputs.
+        (B, T), counted over unpadded tokens by default. Raises ValueError for wrong inputs.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
