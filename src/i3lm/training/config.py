@@ -37,7 +37,7 @@ class TrainConfig:
     preset: str = DEFAULT_PRESET
     vocab_size: int | None = None  # rows of the model; None: the preset's
     context: int | None = None  # tokens; None: the preset's window
-    batch_tokens: int = 2048  # tokens of one optimizer step
+    batch_tokens: int = 1024  # tokens of one optimizer step
     microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
     optimizer: str = "muon"
     lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
