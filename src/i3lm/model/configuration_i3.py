@@ -67,7 +67,6 @@ class I3Config(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.used_vocab_size = used_vocab_size
         self.use_cache = use_cache
-        self._check_sizes()
         super().__init__(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,
@@ -75,11 +74,13 @@ class I3Config(PreTrainedConfig):
             tie_word_embeddings=tie_word_embeddings,
             **kwargs,
         )
+        self._check_sizes()  # now, when the family's names in kwargs have been taken
 
     def _check_sizes(self) -> None:
         for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "

@@ -6,12 +6,20 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers.generation import (
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_i3 import I3Config
 from .layers_i3 import LoRPtLinear, build_backbone, head_logits, init_module
+
+_LENGTHS = ("max_length", "max_new_tokens")
 
 
 class _CachedState:
@@ -36,13 +44,13 @@ class _CachedState:
 
 
 class _WindowFull(StoppingCriteria):
-    """Ends generation where no position is left."""
+    """Ends generation where no position is left, at `length` ids."""
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    def __init__(self, length: int) -> None:
+        self.length = length
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        full = input_ids.shape[1] >= self.window
+        full = input_ids.shape[1] >= self.length
         return torch.full((input_ids.shape[0],), full, device=input_ids.device)
 
 
@@ -60,6 +68,12 @@ class I3PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         init_module(module, self.config)
 
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Refuse with NotImplementedError: transformers would leave the factored head behind."""
+        raise NotImplementedError(
+            "the vocabulary of an i3 model cannot be resized; train one with a larger --vocab-size"
+        )
+
 
 class I3Model(I3PreTrainedModel):
     """Embeddings, layers and final norm: token ids (B, T) to hidden states (B, T, D)."""
@@ -70,6 +84,7 @@ class I3Model(I3PreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -79,13 +94,13 @@ class I3Model(I3PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Run the backbone.
 
         attention_mask: (B, T_all), 0 for padding, which must stand on the left. position_ids:
-        (B, T), counted over unpadded tokens by default. Raises ValueError for wrong inputs.
+        (B, T), counted over unpadded tokens by default. Raises ValueError for wrong inputs and for
+        more tokens than the window holds.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -98,20 +113,23 @@ class I3Model(I3PreTrainedModel):
 
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            given = {
-                "config": self.config,
-                "inputs_embeds": x,
-                "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-            }
-            masks = {
-                "full_attention": create_causal_mask(**given),
-                "linear_attention": create_recurrent_attention_mask(**given),
-            }
-        padding = masks["linear_attention"]
-        padding = None if padding is None else padding[:, -x.shape[1] :, None].to(x.dtype)
+        window = self.config.max_position_embeddings
+        if x.shape[1] > window and position_ids.max() >= window:
+            raise ValueError(f"{x.shape[1]} tokens are more than the model's window of {window}")
+        if isinstance(attention_mask, dict):
+            mask, kept = attention_mask["full_attention"], attention_mask["linear_attention"]
+        else:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=x,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+            )
+            # Not transformers' recurrent mask, which takes a single new token for unpadded.
+            kept = (
+                attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+            )
+        padding = None if kept is None else kept[:, -x.shape[1] :, None].to(x.dtype)
 
         x = x + self.embed_positions(position_ids)
         hidden_states: tuple[Tensor, ...] = (x,)
@@ -120,21 +138,18 @@ class I3Model(I3PreTrainedModel):
             if past_key_values is not None:
                 state = _CachedState(past_key_values, index, self.config.hidden_size)
             if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(
-                    layer.__call__, x, masks["full_attention"], padding, None
-                )
+                x = self._gradient_checkpointing_func(layer.__call__, x, mask, padding, None)
             else:
-                x = layer(x, masks["full_attention"], padding, state)
+                x = layer(x, mask, padding, state)
             hidden_states += (x,)
         x = self.norm(x)
-        output = BaseModelOutputWithPast(
+        return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*hidden_states[:-1], x)
             if self.config.output_hidden_states or output_hidden_states
             else None,
         )
-        return output.to_tuple() if return_dict is False else output
 
     def _positions(
         self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None
@@ -158,6 +173,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> None:
         """Return None: the head is a pair of factors, not one matrix that could be tied."""
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -168,7 +184,6 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
@@ -185,6 +200,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = head_logits(self.lm_head, outputs.last_hidden_state[:, kept], self.config)
@@ -193,32 +209,47 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        output = CausalLMOutputWithPast(
+        return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-        return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         """Generate as transformers does, ending at the latest where the window is full.
 
-        Raises ValueError for a prompt that leaves no room in the window.
+        That is also the default length. Raises ValueError for a prompt that leaves no room.
         """
         window = self.config.max_position_embeddings
-        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        prompt = next((tensor for tensor in given if tensor is not None), None)
-        if prompt is not None and prompt.shape[1] >= window:
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        embeds = kwargs.get("inputs_embeds")
+        given = 0 if ids is None else ids.shape[1]  # ids come back in front of the new ones
+        prompt = given if embeds is None else embeds.shape[1]
+        if prompt >= window:
             raise ValueError(
-                f"the prompt has {prompt.shape[1]} tokens and the model's window {window}: "
+                f"the prompt has {prompt} tokens and the model's window {window}: "
                 f"shorten it to {window - 1} tokens or fewer, or use `i3lm generate`, which goes on"
             )
-        criteria = StoppingCriteriaList(kwargs.pop("stopping_criteria", None) or [])
-        if kwargs.get("inputs_embeds") is None:
-            criteria.append(_WindowFull(window))
-        return super().generate(inputs, *args, stopping_criteria=criteria, **kwargs)
+        criteria = StoppingCriteriaList(stopping_criteria or [])
+        criteria.append(_WindowFull(window - prompt + given))
+        lengths = (getattr(self.generation_config, name) for name in _LENGTHS)
+        if generation_config is None and all(
+            value is None for value in (*lengths, *map(kwargs.get, _LENGTHS))
+        ):
+            kwargs["max_new_tokens"] = window - prompt
+        return super().generate(
+            inputs, generation_config, logits_processor, criteria, *args, **kwargs
+        )
 
 
 I3Config.register_for_auto_class()
