@@ -331,15 +331,15 @@ def _hub(name: str, split: str, documents: Division, text_column: str | None) ->
 def _embedded(size: int, seed: int) -> Source:
     if size < 2:
         raise UserError(f"{size} embedded conversations are too few; ask for 2 or more")
-    from i3lm.data import conversations
+    from i3lm.data.conversations import generate
 
     def read(advance: Advance) -> Iterator[Document]:
-        for number, messages in enumerate(conversations.generate(size, seed), 1):
+        for number, messages in enumerate(generate(size, seed), 1):
             advance(1)
             yield Document(None, messages, f"embedded conversation {number}")
 
     # Another version of the generator is another corpus: its first words tell.
-    sample = json.dumps(list(itertools.islice(conversations.generate(64, seed), 64)))
+    sample = json.dumps(list(itertools.islice(generate(64, seed), 64)))
     identity = {
         "embedded": size,
         "seed": seed,

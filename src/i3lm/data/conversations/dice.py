@@ -1,0 +1,48 @@
+"""Repeatable choices: the same numbers on every machine and Python version."""
+
+import hashlib
+import random
+import zlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Dice:
+    """Draws from a stream that (seed, number) alone decides.
+
+    Only `random.Random.random` is used, whose sequence Python promises to keep.
+    """
+
+    def __init__(self, seed: int, number: int) -> None:
+        digest = hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest()
+        self._draw = random.Random(int.from_bytes(digest, "big")).random
+
+    def chance(self, share: float) -> bool:
+        """Return True in a share of the cases."""
+        return self._draw() < share
+
+    def pick(self, items: Sequence[T]) -> T:
+        """Return one item."""
+        return items[int(self._draw() * len(items))]
+
+    def between(self, low: int, high: int) -> int:
+        """Return a number from low to high, both included."""
+        return low + int(self._draw() * (high - low + 1))
+
+    def shuffled(self, items: Sequence[T]) -> list[T]:
+        """Return the items in another order."""
+        mixed = list(items)
+        for i in range(len(mixed) - 1, 0, -1):
+            j = int(self._draw() * (i + 1))
+            mixed[i], mixed[j] = mixed[j], mixed[i]
+        return mixed
+
+
+def reserved(*parts: object) -> bool:
+    """Return whether a combination is kept for held-out questions: about one in ten.
+
+    `generate` never emits a reserved combination, `questions` asks about nothing else.
+    """
+    return zlib.crc32(":".join(map(str, parts)).encode()) % 10 == 0
