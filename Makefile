@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/i3lm train --preset i3-mini --time 4m --out demo
 	@echo
 	$(BIN)/i3lm chat demo -p "Who are you?"
-	$(BIN)/i3lm chat demo -p "Hi! My name is Anna." -p "What is my name?"
+	printf 'Hi! My name is Anna.\nWhat is my name?\n' | $(BIN)/i3lm chat demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

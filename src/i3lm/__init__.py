@@ -1,6 +1,7 @@
 """i3lm: pretrain i3, a small conversational language model, on the computer that you have."""
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from i3lm.hub import register_when_imported
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from i3lm.model_info import info
     from i3lm.training.config import TrainConfig
     from i3lm.training.run import train
+
+# Before torch loads its threads: let them spin for microseconds only. By default they spin on when
+# another process has the processor, and a busy laptop trains ten times slower (docs/log.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __version__ = "0.1.0"
 __all__ = [

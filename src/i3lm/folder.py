@@ -100,10 +100,8 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         raise UserError(f"{folder} has no model.safetensors; copy the whole folder") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None
-    with torch.device("meta"):
-        network = I3Network(architecture)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    if expected != {name: tensor.shape for name, tensor in state.items()}:
+    network = _network_for(state, architecture)
+    if network is None:
         raise UserError(f"{path} does not fit its config.json; copy both from one run")
     network.load_state_dict({k: t.float() for k, t in state.items()}, assign=True)
     try:
@@ -111,6 +109,18 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {device} is not to be had here; use --device cpu") from None
     return Loaded(network.eval(), tokenizer, architecture)
+
+
+def _network_for(state: dict[str, torch.Tensor], architecture: Architecture) -> I3Network | None:
+    """Return a network without memory that the tensors fit, None if they do not."""
+    # The total first: sizes from a damaged file may be too large to build even without memory.
+    if sum(tensor.numel() for tensor in state.values()) != architecture.parameters:
+        return None
+    with torch.device("meta"):
+        network = I3Network(architecture)
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    fits = shapes == {name: t.shape for name, t in state.items() if t.is_floating_point()}
+    return network if fits else None
 
 
 def _architecture(folder: Path) -> Architecture:
@@ -124,8 +134,12 @@ def _architecture(folder: Path) -> Architecture:
                 f"{folder} holds a model of type {config['model_type']!r}, not i3; "
                 "name one that i3lm train wrote"
             )
-        names = [field.name for field in dataclasses.fields(Architecture)]
-        return Architecture(**{name: config[name] for name in names if name in config})
+        fields = [field for field in dataclasses.fields(Architecture) if field.name in config]
+        for field in fields:
+            value = config[field.name]
+            if isinstance(value, bool) or not isinstance(value, field.type):  # type: ignore[arg-type]
+                raise TypeError(f"{field.name} is {value!r}")
+        return Architecture(**{field.name: config[field.name] for field in fields})
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder, it has no config.json; name one that i3lm train wrote"
