@@ -1,164 +1,237 @@
-"""Talk about the world: animals, colours, opposites, numbers, days, weather, things."""
+"""Talk about the world: animals, colours, opposites, kinds of things, countries, jobs, days."""
 
-from i3lm.data.conversations.dice import reserved
-from i3lm.data.conversations.lexicon import DAYS, MONTHS, number_word
+from collections.abc import Callable
+
+from i3lm.data.conversations.flows import capital
+from i3lm.data.conversations.lexicon import DAYS, MONTHS, with_article
 from i3lm.data.conversations.talk import Talk
 from i3lm.data.conversations.world import (
     ANIMALS,
+    CAN,
     COLOUR_OF,
+    COUNTRIES,
+    FAMILY,
+    JOBS,
+    KINDS_OF,
     OPPOSITES,
     SEASONS,
+    SIZES,
     THINGS,
+    USES,
     plural,
-)  # fmt: skip
-
-Sum = tuple[str, int, int]  # "plus", "minus" or "times", and the two numbers
-WEATHER = (
-    ("It is raining.", "Then take an umbrella with you."),
-    ("It is sunny today.", "How nice! You could go for a walk."),
-    ("It is snowing!", "Put on a warm coat and make a snowman."),
-    ("It is windy.", "Hold on to your hat!"),
-    ("It is very cold outside.", "Put on a warm coat."),
-    ("It is very hot today.", "Drink some water and stay in the shade."),
-    ("How is the weather?", "I can not see outside. What is the weather like?"),
-    ("What is the weather like?", "I can not see outside. Is it sunny?"),
-    ("Is it raining?", "I do not know, I can not see outside."),
-    ("What should I wear in the rain?", "Wear a rain coat and boots."),
-    ("What should I wear in winter?", "Wear a warm coat, a hat and gloves."),
-    ("What should I wear in summer?", "Wear a light shirt and a hat."),
 )
-LEGS = {0: "no legs", 2: "two legs", 4: "four legs", 6: "six legs"}
+
+Pair = tuple[str, str]  # a question and its answer
+LEGS = {0: "no legs", 2: "two legs", 4: "four legs", 6: "six legs", 8: "eight legs"}
 
 
 def animals(talk: Talk) -> None:
-    """One or two questions about an animal."""
-    animal = talk.dice.pick(tuple(ANIMALS))
-    for question, answer in talk.dice.shuffled(animal_facts(animal))[: talk.dice.between(1, 2)]:
-        talk.turn(question, answer)
+    """One to three questions about an animal, or a comparison."""
+    dice = talk.dice
+    choice = dice.between(0, 9)
+    if choice == 0:
+        i = dice.between(0, len(SIZES) - 4)
+        small, big = SIZES[i], SIZES[dice.between(i + 3, len(SIZES) - 1)]
+        one, two = dice.shuffled((with_article(small), with_article(big)))
+        word, answer = dice.pick((("bigger", big), ("smaller", small)))
+        said = f"{capital(with_article(answer))} is {word}."
+        talk.turn(f"Which is {word}, {one} or {two}?", said)
+    elif choice == 1:
+        what = dice.pick(tuple(CAN))
+        yes = bool(CAN[what][0]) and dice.chance(0.5)
+        who = with_article(dice.pick(CAN[what][0 if yes else 1]))
+        answer = f"Yes, {who} can {what}." if yes else f"No, {who} cannot {what}."
+        talk.turn(f"Can {who} {what}?", answer)
+    else:
+        animal = dice.pick(tuple(ANIMALS))
+        for question, answer in dice.sample(animal_facts(animal), dice.between(1, 3)):
+            talk.turn(question, answer)
 
 
-def animal_facts(animal: str) -> list[tuple[str, str]]:
-    """Return all questions and answers about an animal."""
+def animal_facts(animal: str) -> list[Pair]:
+    """Return all questions and answers about an animal; the first ones are on food and home."""
     food, home, voice, legs, young = ANIMALS[animal]
-    a = f"{'an' if animal[0] in 'aeiou' else 'a'} {animal}"
-    many = plural(animal)
-    baby = f"{'an' if young[0] in 'aeiou' else 'a'} {young}"
-    return [
-        (f"What do {many} eat?", f"{many.capitalize()} eat {food}."),
-        (f"What does {a} eat?", f"{a.capitalize()} eats {food}."),
-        (f"Where do {many} live?", f"{many.capitalize()} live {home}."),
-        (f"Where does {a} live?", f"{a.capitalize()} lives {home}."),
-        (f"What sound does {a} make?", f"{a.capitalize()} {voice}."),
-        (f"What does {a} say?", f"{a.capitalize()} {voice}."),
-        (f"How many legs does {a} have?", f"{a.capitalize()} has {LEGS[legs]}."),
-        (f"What is a baby {animal} called?", f"A baby {animal} is called {baby}."),
+    a, many = with_article(animal), plural(animal)
+    eat = f"{capital(many)} eat {food}."
+    live = f"{capital(many)} live {home}."
+    both = f"{eat} They live {home}."
+    facts = [
+        (f"What do {many} eat?", eat),
+        (f"Where do {many} live?", live),
+        (f"What does {a} eat?", eat),
+        (f"What do {many} like to eat?", eat),
+        (f"Where does {a} live?", live),
+        (f"How many legs does {a} have?", f"{capital(a)} has {LEGS[legs]}."),
+        (f"What is a baby {animal} called?", f"A baby {animal} is called {with_article(young)}."),
+        (f"What is {a}?", f"{capital(a)} is an animal. {live}"),
+        (f"Tell me about {many}.", both),
+        (f"What do you know about {many}?", both),
     ]
+    if voice:
+        facts += [
+            (f"What sound does {a} make?", f"{capital(a)} {voice}."),
+            (f"What does {a} say?", f"{capital(a)} {voice}."),
+        ]
+    return facts
 
 
 def colours(talk: Talk) -> None:
-    """The colour of a thing."""
-    thing = talk.dice.pick(tuple(COLOUR_OF))
-    word = talk.dice.pick(("colour", "colour", "color"))
-    verb = "are" if thing.endswith("clouds") else "is"
-    asked = talk.dice.pick((f"What {word} {verb} {thing}?", f"Which {word} {verb} {thing}?"))
-    talk.turn(asked, f"{thing[0].upper()}{thing[1:]} is {COLOUR_OF[thing]}.")
+    """The colours of one or two things."""
+    for thing in talk.dice.sample(tuple(COLOUR_OF), talk.dice.between(1, 2)):
+        colour = COLOUR_OF[thing]
+        if talk.dice.chance(0.15):
+            talk.turn(f"Is {thing} {colour}?", f"Yes, {thing} is {colour}.")
+            continue
+        asked = talk.dice.pick(
+            (
+                f"What colour is {thing}?",
+                f"Which colour is {thing}?",
+                f"Tell me the colour of {thing}.",
+            )
+        )
+        talk.turn(asked, f"{capital(thing)} is {colour}.")
 
 
 def opposites(talk: Talk) -> None:
-    """One or two opposites."""
-    for word in talk.dice.shuffled(tuple(OPPOSITES))[: talk.dice.between(1, 2)]:
-        asked = talk.dice.pick(
-            (f"What is the opposite of {word}?", f"What's the opposite of {word}?")
+    """One to three opposites, perhaps as a game."""
+    dice = talk.dice
+    words = dice.sample(tuple(OPPOSITES), dice.between(1, 3))
+    if dice.chance(0.15):
+        talk.turn("I say a word, and you say the opposite.", "All right! I will say the opposite.")
+        for word in words:
+            talk.turn(f"{capital(word)}.", f"{capital(OPPOSITES[word])}.")
+        return
+    for word in words:
+        asked = dice.pick(
+            (
+                f"What is the opposite of {word}?",
+                f"What is the opposite of {word}?",
+                f"Tell me the opposite of {word}.",
+                f"The opposite of {word}?",
+            )
         )
         talk.turn(asked, f"The opposite of {word} is {OPPOSITES[word]}.")
 
 
-def things(talk: Talk) -> None:
-    """What things are, are for, or come from."""
-    question = talk.dice.pick(tuple(THINGS))
-    talk.turn(question, THINGS[question])
+def kinds(talk: Talk) -> None:
+    """What kind of thing something is, or an example of a kind."""
+    dice = talk.dice
+    kind = dice.pick(tuple(KINDS_OF))
+    many, members = KINDS_OF[kind]
+    member, second = dice.sample(members, 2)
+    a_kind = with_article(kind)
+    other = dice.pick([k for k in KINDS_OF if k != kind])
+    choices = [
+        (f"Tell me {a_kind}.", f"{capital(member)} is {a_kind}."),
+        (f"Name {a_kind}.", f"{capital(member)} is {a_kind}."),
+        (f"What is {member}?", f"{capital(member)} is {a_kind}."),
+        (f"Is {member} {a_kind}?", f"Yes, {member} is {a_kind}."),
+        (f"Is {member} {with_article(other)}?", f"No, {member} is {a_kind}."),
+        (f"Tell me two {many}.", f"{capital(member)} and {second}."),
+    ]
+    if kind == "animal":  # what an animal is, `animal_facts` answers
+        choices.pop(2)
+    talk.turn(*dice.pick(choices))
 
 
-def weather(talk: Talk) -> None:
-    """Weather and clothes."""
-    talk.turn(*talk.dice.pick(WEATHER))
+def countries(talk: Talk) -> None:
+    """Capitals and languages of countries."""
+    country = talk.dice.pick(tuple(COUNTRIES))
+    city, language = COUNTRIES[country]
+    capital_is = f"{city} is the capital of {country}."
+    talk.turn(
+        *talk.dice.pick(
+            (
+                (f"What is the capital of {country}?", capital_is),
+                (f"Tell me the capital of {country}.", capital_is),
+                (f"Where is {city}?", f"{city} is in {country}."),
+                (f"What language do people speak in {country}?",
+                 f"People in {country} speak {language}."),
+            )
+        )
+    )  # fmt: skip
 
 
-def calendar(talk: Talk) -> None:
-    """Days, months and seasons."""
-    names = talk.dice.pick((DAYS, MONTHS))
-    i = talk.dice.between(0, len(names) - 1)
-    before, name, after = names[i - 1], names[i], names[(i + 1) % len(names)]
-    word = "day" if names is DAYS else "month"
-    if talk.dice.chance(0.25):
-        season = talk.dice.pick(tuple(SEASONS))
-        kind, what = SEASONS[season]
-        if talk.dice.chance(0.5):
-            talk.turn(f"Is it cold in {season}?", f"In {season} it is {kind}.")
-        else:
-            talk.turn(f"What happens in {season}?", f"In {season} {what}.")
-    elif talk.dice.chance(0.5):
-        talk.turn(f"What {word} comes after {name}?", f"{after} comes after {name}.")
-    else:
-        talk.turn(f"What {word} comes before {name}?", f"{before} comes before {name}.")
-
-
-def result(sum_: Sum) -> int:
-    """Return the value of a sum."""
-    operation, a, b = sum_
-    return a + b if operation == "plus" else a - b if operation == "minus" else a * b
-
-
-def draw_sum(talk: Talk, held_out: bool = False) -> Sum:
-    """Draw a small sum, kept for held-out questions or not."""
-    while True:
-        operation = talk.dice.pick(("plus", "plus", "minus", "times"))
-        if operation == "times":
-            a, b = talk.dice.between(1, 5), talk.dice.between(1, 9)
-        else:
-            a, b = talk.dice.between(1, 10), talk.dice.between(1, 10)
-        if operation == "minus" and b > a:
-            a, b = b, a
-        if reserved(operation, a, b) == held_out:
-            return operation, a, b
-
-
-def sum_question(talk: Talk, sum_: Sum) -> str:
-    """Return a way to ask for a sum."""
-    operation, a, b = sum_
-    one, two = number_word(a), number_word(b)
-    if talk.dice.chance(0.2):
-        one, two = str(a), str(b)
-    return talk.dice.pick(
-        (
-            f"What is {one} {operation} {two}?",
-            f"What is {one} {operation} {two}?",
-            f"How much is {one} {operation} {two}?",
-            f"{one.capitalize()} {operation} {two}?",
+def jobs(talk: Talk) -> None:
+    """What people do and where they work."""
+    job = talk.dice.pick(tuple(JOBS))
+    does, where = JOBS[job]
+    a = with_article(job)
+    talk.turn(
+        *talk.dice.pick(
+            (
+                (f"What does {a} do?", f"{capital(a)} {does}."),
+                (f"What is {a}?", f"{capital(a)} {does}."),
+                (f"Where does {a} work?", f"{capital(a)} works {where}."),
+            )
         )
     )
 
 
-def arithmetic(talk: Talk) -> None:
-    """One to three sums, or a question about numbers."""
-    for _ in range(talk.dice.between(1, 3)):
-        if talk.dice.chance(0.75):
-            sum_ = draw_sum(talk)
-            operation, a, b = sum_
-            answer = f"{number_word(a)} {operation} {number_word(b)} is {number_word(result(sum_))}"
-            talk.turn(sum_question(talk, sum_), f"{answer[0].upper()}{answer[1:]}.")
-            continue
-        n = talk.dice.between(1, 30)
-        word, before, after = number_word(n), number_word(n - 1), number_word(n + 1)
-        question, answer = talk.dice.pick(
-            (
-                (f"What number comes after {word}?", f"{after.capitalize()} comes after {word}."),
+def uses(talk: Talk) -> None:
+    """What things are for."""
+    thing = talk.dice.pick(tuple(USES))
+    verb = "are" if thing == "glasses" else "is"
+    asked = talk.dice.pick(
+        (
+            f"What do we use {thing} for?",
+            f"What {verb} {thing} for?",
+            f"What can I do with {thing}?",
+            f"Why do I need {thing}?",
+        )
+    )
+    talk.turn(asked, f"We use {thing} to {USES[thing]}.")
+
+
+def family(talk: Talk) -> None:
+    """Words for relatives."""
+    who = talk.dice.pick(tuple(FAMILY))
+    asked = who.replace("your", "my")
+    talk.turn(f"Who is {asked}?", f"{capital(who)} is your {FAMILY[who]}.")
+
+
+def things(talk: Talk) -> None:
+    """What things are, where they come from, how many there are."""
+    for flow in talk.dice.sample(THINGS, talk.dice.between(1, 2)):
+        talk.play(flow)
+
+
+def calendar(talk: Talk) -> None:
+    """Days, months and seasons."""
+    dice = talk.dice
+    if dice.chance(0.25):
+        season = dice.pick(tuple(SEASONS))
+        weather, what = SEASONS[season]
+        talk.turn(
+            *dice.pick(
                 (
-                    f"What number comes before {word}?",
-                    f"{before.capitalize()} comes before {word}.",
-                ),
-                (f"Which is bigger, {word} or {after}?", f"{after.capitalize()} is bigger."),
-                (f"Which is smaller, {word} or {after}?", f"{word.capitalize()} is smaller."),
+                    (f"Is it cold in {season}?", f"In {season} it is {weather}."),
+                    (f"How is the weather in {season}?", f"In {season} it is {weather}."),
+                    (f"What happens in {season}?", f"In {season} {what}."),
+                    (f"Tell me about {season}.", f"In {season} {what}."),
+                )
             )
         )
-        talk.turn(question, answer)
+        return
+    names, word = dice.pick(((DAYS, "day"), (MONTHS, "month")))
+    i = dice.between(0, len(names) - 1)
+    before, name, after = names[i - 1], names[i], names[(i + 1) % len(names)]
+    choices = [
+        (f"What {word} comes after {name}?", f"{after} comes after {name}."),
+        (f"Which {word} is after {name}?", f"{after} comes after {name}."),
+        (f"What {word} comes before {name}?", f"{before} comes before {name}."),
+        (f"What comes after {name}?", f"{after} comes after {name}."),
+    ]
+    if word == "day":
+        choices += [
+            (f"If today is {name}, what day is tomorrow?", f"Then tomorrow is {after}."),
+            (f"If today is {name}, what day was yesterday?", f"Then yesterday was {before}."),
+            ("What are the days of the week?", f"{', '.join(DAYS[:-1])} and {DAYS[-1]}."),
+        ]
+    talk.turn(*dice.pick(choices))
+
+
+TOPICS: tuple[Callable[[Talk], None], ...] = (
+    animals, animals, animals, colours, colours, opposites, opposites, kinds, countries, jobs,
+    uses, family, things, things, calendar, calendar,
+)  # fmt: skip
