@@ -99,10 +99,10 @@ PRESETS: dict[str, Preset] = {
         Architecture(
             vocab_size=2048,
             hidden_size=256,
-            num_hidden_layers=6,
-            num_attention_heads=4,
+            num_hidden_layers=4,
+            num_attention_heads=2,
             intermediate_size=1024,
-            rank=32,
+            rank=128,
         ),
         2048,
         "a few minutes on a laptop: the size of `make demo`",
