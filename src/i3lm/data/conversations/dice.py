@@ -27,6 +27,11 @@ class Dice:
         """Return one item."""
         return items[int(self._draw() * len(items))]
 
+    def lean(self, items: Sequence[T]) -> T:
+        """Return one item, the first ones more often: the first of n with chance 1 / sqrt(n)."""
+        draw = self._draw()
+        return items[int(draw * draw * len(items))]
+
     def between(self, low: int, high: int) -> int:
         """Return a number from low to high, both included."""
         return low + int(self._draw() * (high - low + 1))

@@ -1,9 +1,10 @@
 """Tables of talk in a compact text form, and their parser.
 
-A line is `what the user says | another way = the answer | another answer`. Lines that begin with
-`>` are ways to go on after the line above, `>>` after those. An indented line continues the one
-above. `{food}` is filled from the list of that name in the lexicon, the same within one talk;
-`{food2}` is another one, `{Food}` has a capital, `{a_food}` an article.
+A line is `what the user says | another way = the answer | another answer`; common lines and
+wordings stand first and are drawn more often (`Dice.lean`). Lines that begin with `>` are ways to
+go on after the line above, `>>` after those. An indented line continues the one above. `{food}`
+is filled from the list of that name in the lexicon, the same within one talk; `{food2}` is another
+one, `{Food}` has a capital, `{a_food}` an article.
 """
 
 from typing import NamedTuple

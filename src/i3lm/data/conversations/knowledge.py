@@ -43,7 +43,7 @@ def animals(talk: Talk) -> None:
         answer = f"Yes, {who} can {what}." if yes else f"No, {who} cannot {what}."
         talk.turn(f"Can {who} {what}?", answer)
     else:
-        animal = dice.pick(tuple(ANIMALS))
+        animal = dice.lean(tuple(ANIMALS))
         for question, answer in dice.sample(animal_facts(animal), dice.between(1, 3)):
             talk.turn(question, answer)
 

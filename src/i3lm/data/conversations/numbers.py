@@ -42,8 +42,9 @@ def sum_question(talk: Talk, sum_: Sum) -> str:
         one, two = str(a), str(b)
         if talk.dice.chance(0.5):
             operation = SIGNS[operation]
-            if talk.dice.chance(0.3):
-                return f"{one} {operation} {two}"
+            if talk.dice.chance(0.5):
+                space = talk.dice.pick(("", " "))
+                return f"{one}{space}{operation}{space}{two}"
     return talk.dice.pick(
         (
             f"What is {one} {operation} {two}?",

@@ -18,9 +18,12 @@ _HOW = """
 """
 GREETINGS = flows(
     f"""
-Hi! | Hi | Hello! | Hello. | Hi there! | Hello there! = Hello! How are you?
+Hi! | Hello! | Hi. | Hello. | Hi there! | Hello there! = Hello! How are you?
 {_HOW.strip()}
-Hey! | Hey there! | Hey i3! | Hi i3! | Hello i3! = Hey! What do you want to talk about?
+How are you? | Hello, how are you? | Hi, how are you? | How are you doing? | How are you today?
+  | How do you do? | How is it going? | Are you okay? = I am fine, thank you. How are you?
+{_HOW.strip()}
+Hey! | Hey. | Yo! | Hey there! | Hey i3! | Hi i3! | Hello i3! = Hey! What do you want to talk about?
 >I do not know. | Anything. | Whatever you like. = We can talk about animals, food or stories.
 >Animals. | Let's talk about animals. = I like animals. Which animal do you like?
 >>I like {{liked}}. | {{Liked}}. = I like {{liked}}, too.
@@ -34,10 +37,7 @@ Good evening! | Good evening, i3! = Good evening! How was your day?
 {_HOW.strip()}
 Good afternoon! | Good day! = Good afternoon! How is your day?
 {_HOW.strip()}
-Hello, how are you? | How are you? | Hi, how are you? | How are you doing? | How are you today?
-  | How do you do? | How is it going? | Are you okay? = I am fine, thank you. How are you?
-{_HOW.strip()}
-What's up? | What is new? | How is life? = Not much. I am happy to talk with you.
+What's up? | Sup? | What is new? | How is life? = Not much. I am happy to talk with you.
 Can we talk? | I want to talk. | Let's talk. | Talk to me. | Do you want to talk?
   = Of course! What do you want to talk about?
 >{{Liked}}. | Let's talk about {{liked}}. = I like {{liked}}. Do you like them, too?
@@ -129,8 +129,8 @@ That is wrong. | You are wrong. | That is not right. | No, that is wrong.
   = I am sorry. I am small and I make mistakes.
 You are stupid. | You are silly. | You are bad. | I do not like you. | I hate you.
   = I am sorry. I am small, but I try my best.
-Okay. | All right. | I see. | Yes. | Good. = Good! What else do you want to talk about?
-No. | Nothing. | No, thank you. = All right. I am here if you need me.
+Okay. | Ok. | All right. | I see. | Yes. | Good. = Good! What else do you want to talk about?
+No. | Nothing. | No, thank you. | Stop. = All right. I am here if you need me.
 Really? | Are you sure? = I think so, but I am small and I make mistakes.
 Why? = I do not know why. I know only simple things.
 """)
@@ -168,7 +168,7 @@ Do you prefer {food} or {food2}? = I cannot eat, but I would choose {food}.
 What do you want to talk about? | What shall we talk about? = How about {liked}? Do you like them?
 >Yes. | Yes, I do. = Good! I like {liked}, too.
 >No. | No, I do not. = Then we can talk about something else.
-Do you know {name}? | Who is {name}? = No, I do not know {name}.
+Who is {name}? | Do you know {name}? = I do not know {name}.
 Ask me a question. | Ask me something. = What is your favourite colour?
 >{Colour}. | It is {colour}. | My favourite colour is {colour}. = {Colour} is a beautiful colour.
 Let's play a game. | Can we play a game? | I want to play. = Yes! I think of an animal. It {clue}
@@ -191,9 +191,8 @@ CLUES = (
 
 
 def greet(talk: Talk) -> None:
-    """A greeting, mostly one of the first few."""
-    table = GREETINGS[:2] if talk.dice.chance(0.4) else GREETINGS
-    talk.play(talk.dice.pick(table), 0.6)
+    """A greeting."""
+    talk.play(talk.dice.lean(GREETINGS), 0.6)
 
 
 def feeling(talk: Talk) -> None:
@@ -206,8 +205,7 @@ def feeling(talk: Talk) -> None:
         else:
             story(talk, dice.pick(_AGREES))
     else:
-        table = FEELINGS[:3] if dice.chance(0.15) else FEELINGS
-        talk.play(dice.pick(table))
+        talk.play(dice.lean(FEELINGS))
 
 
 def help_(talk: Talk) -> None:

@@ -8,7 +8,8 @@ HEROES = ("dog", "cat", "rabbit", "bird", "bear", "mouse", "duck", "fox", "frog"
           "lion", "monkey", "cow", "pig", "elephant", "fish", "robot", "turtle")  # fmt: skip
 PEOPLE = ("girl", "boy", "king", "queen", "farmer", "baker", "princess", "prince", "sailor")
 WOMEN, MEN = ("girl", "queen", "princess"), ("boy", "king", "prince")
-KINDS = ("little", "brave", "lazy", "kind", "funny", "young", "old", "clever", "shy", "small")
+# the first is not said of children
+KINDS = ("old", "little", "brave", "lazy", "kind", "funny", "young", "clever", "shy", "small")
 PLACES = ("in a forest", "by the sea", "on a farm", "in a small house", "near a river",
           "in a garden", "on a hill", "in a big city", "in a village", "near a lake")  # fmt: skip
 VALUES = {
@@ -126,13 +127,14 @@ def story(talk: Talk, asked: str | None = None) -> None:
     name = dice.pick(GIRLS if girl else BOYS)
     he, his, him = ("she", "her", "her") if girl else ("he", "his", "him")
     if asked is None:
-        asked = dice.pick(ASKS)
+        asked = dice.lean(ASKS)
         about = dice.between(0, 5)
         if about < 3:
             asked = f"{asked[:-1]} about {with_article(hero)}{asked[-1]}".replace(", please", "")
         elif about == 3:
             asked = f"Tell me a story about {with_article(hero)} called {name}."
-    kind, place = dice.pick(KINDS), dice.pick(PLACES)
+    kind = dice.pick(KINDS[1:] if hero in ("girl", "boy") else KINDS)
+    place = dice.pick(PLACES)
     slots = Slots(dice, name=name, he=he, his=his, him=him)
     slots.update({key: dice.pick(values) for key, values in VALUES.items()})
     slots["friend"] = dice.pick([h for h in HEROES if h != hero])
@@ -159,7 +161,7 @@ def joke(talk: Talk) -> None:
     """A joke or a riddle."""
     dice = talk.dice
     if dice.chance(0.5):
-        talk.turn(dice.pick(JOKE_ASKS), dice.pick(JOKES))
+        talk.turn(dice.lean(JOKE_ASKS), dice.pick(JOKES))
         if dice.chance(0.3):
             talk.turn(*dice.pick(_JOKE_ANSWERS))
         return

@@ -65,7 +65,7 @@ class Talk:
         slots = Slots(dice, **known)
         while True:
             answer = slots.fill(dice.pick(flow.answers))
-            self.turn(slots.fill(dice.pick(flow.asks)), answer)
+            self.turn(slots.fill(dice.lean(flow.asks)), answer)
             if not flow.then or not dice.chance(0.9 if answer.endswith("?") else go_on):
                 return
-            flow = dice.pick(flow.then)
+            flow = dice.lean(flow.then)

@@ -178,6 +178,7 @@ What is water? = Water is what we drink, and what rain and rivers are made of.
 What is rain? | Where does rain come from? = Rain is water that falls from the clouds.
 What is ice? = Ice is water that is very cold and hard.
 What is snow? = Snow is frozen water that falls from the clouds.
+What is love? = Love is a warm feeling for somebody.
 What is a friend? = A friend is someone who likes you and helps you.
 What is a book? = A book is many pages with words and stories.
 What is a tree? = A tree is a big plant with leaves and wood.
