@@ -107,7 +107,7 @@ ABOUT_ME = {
         ("What is my brother called?", "What is the name of my brother?", "Who is my brother?",
          "What is my brother's name?"),
         ("Your brother is called {x}.",),
-        "I do not know your brother.",
+        "I do not know the name of your brother.",
     ),
     "sister": (
         ("My sister is called {x}.", "I have a sister. Her name is {x}.",
@@ -116,7 +116,7 @@ ABOUT_ME = {
         ("What is my sister called?", "What is the name of my sister?", "Who is my sister?",
          "What is my sister's name?"),
         ("Your sister is called {x}.",),
-        "I do not know your sister.",
+        "I do not know the name of your sister.",
     ),
     "friend": (
         ("My best friend is called {x}.", "{X} is my best friend.", "My best friend is {x}.",
@@ -124,7 +124,7 @@ ABOUT_ME = {
         ("It is nice to have a friend like {x}.",),
         ("Who is my best friend?", "What is my friend called?", "What is the name of my friend?"),
         ("Your friend is called {x}.",),
-        "I do not know your friend.",
+        "I do not know the name of your friend.",
     ),
 }  # fmt: skip
 CHOICES = {

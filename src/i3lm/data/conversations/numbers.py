@@ -111,7 +111,7 @@ def _problem(talk: Talk) -> None:
     dice = talk.dice
     while True:
         operation, a, b = draw_sum(talk)
-        if a <= 10 and (operation == "plus" or (operation == "minus" and a > b + 1)):
+        if 2 <= a <= 10 and (operation == "plus" or (operation == "minus" and a > b + 1)):
             break
     things = dice.pick(COUNTED)
     now = result((operation, a, b))
