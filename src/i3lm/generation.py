@@ -37,7 +37,7 @@ def open_model(model: Model) -> Loaded:
 class Sampling:
     """How the next token is drawn. Temperature 0 takes the likeliest, whatever the rest says."""
 
-    temperature: float = 0.8
+    temperature: float = 0.5
     top_k: int | None = None  # draw among the k likeliest; None: among all
     top_p: float | None = 0.95  # draw among the likeliest that together reach p; None: among all
 
@@ -271,7 +271,7 @@ def stream(
     prompt: str,
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.8,
+    temperature: float = 0.5,
     top_k: int | None = None,
     top_p: float | None = 0.95,
     seed: int | None = None,
@@ -298,7 +298,7 @@ def generate(
     prompt: str,
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.8,
+    temperature: float = 0.5,
     top_k: int | None = None,
     top_p: float | None = 0.95,
     seed: int | None = None,

@@ -27,7 +27,7 @@ def sampling_options(command: Command) -> Command:
         ),
         click.option("--top-k", type=int, help="Draw among this many likeliest tokens."),
         click.option(
-            "--temperature", type=float, default=0.8, show_default=True,
+            "--temperature", type=float, default=0.5, show_default=True,
             help="0 takes the likeliest token each time; higher is more varied.",
         ),
     ):  # fmt: skip

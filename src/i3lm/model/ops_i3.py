@@ -114,6 +114,8 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _fits_kernel(*tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # ctypes calls cannot be traced
+        return False
     return recurrence_forward_kernel is not None and all(
         t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
     )
