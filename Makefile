@@ -15,10 +15,10 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native
 
 demo: $(INSTALLED)
 	rm -rf demo
-	$(BIN)/i3lm train --preset i3-mini --time 4m --out demo
+	$(BIN)/i3lm train --preset i3-mini --time 6m --out demo
 	@echo
-	$(BIN)/i3lm chat demo -p "Who are you?"
-	printf 'Hi! My name is Anna.\nWhat is my name?\n' | $(BIN)/i3lm chat demo
+	$(BIN)/i3lm chat demo --temperature 0 -p "Who are you?"
+	printf 'Hi! My name is Anna.\nWhat is my name?\n' | $(BIN)/i3lm chat demo --temperature 0
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
