@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/i3lm train --preset i3-mini --time 6m --out demo
 	@echo
 	$(BIN)/i3lm chat demo --temperature 0 -p "Who are you?"
-	printf 'Hi! My name is Anna.\nWhat is my name?\n' | $(BIN)/i3lm chat demo --temperature 0
+	printf 'Who are you?\nWhat can you do?\n' | $(BIN)/i3lm chat demo --temperature 0
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
