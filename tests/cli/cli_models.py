@@ -3,8 +3,8 @@
 import dataclasses
 
 import torch
-from i3lm.folder import Loaded
 
+from i3lm.folder import Loaded
 from i3lm.model.layers_i3 import I3Network
 
 WINDOW = 32

@@ -8,10 +8,10 @@ import torch
 from cli_models import TEXT, WINDOW
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from i3lm.folder import Loaded
 
 import i3lm
 from i3lm.errors import UserError
+from i3lm.folder import Loaded
 from i3lm.model.layers_i3 import I3Network
 from i3lm.scoring import _batches, score_tokens
 

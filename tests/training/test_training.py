@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from i3lm.folder import load_folder
 from safetensors.torch import load_file
 
 from i3lm.data import Corpus
 from i3lm.errors import UserError
+from i3lm.folder import load_folder
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.heldout import count_characters, first_documents, sample_prompts
