@@ -35,7 +35,7 @@ def test_every_flag_reaches_the_configuration(run, calls):
         "preset": "i3-mini",
         "vocab_size": 500,
         "context": 64,
-        "batch_tokens": 1024,
+        "batch_tokens": 4096,
         "microbatch": 2,
         "lr": 0.5,
         "optimizer": "lion",
