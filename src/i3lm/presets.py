@@ -78,6 +78,7 @@ class Preset:
     architecture: Architecture
     tokenizer_size: int
     about: str
+    muon_lr: float | None = None  # where the optimizer's own rate diverges (docs/log.md)
 
 
 PRESETS: dict[str, Preset] = {
@@ -94,6 +95,7 @@ PRESETS: dict[str, Preset] = {
         ),
         1024,
         "the published character-level size; training gives it rows for 1,024 chunks",
+        muon_lr=5e-3,
     ),
     "i3-mini": Preset(
         Architecture(

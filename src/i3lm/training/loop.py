@@ -14,6 +14,7 @@ from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.layers_i3 import I3Network
 from i3lm.optim import learning_rate_factor, make_optimizer
+from i3lm.presets import find_preset
 from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
@@ -47,7 +48,10 @@ class Trainer:
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
-        self.optimizer = make_optimizer(config.optimizer, network.named_parameters(), config.lr)
+        lr = config.lr
+        if lr is None and config.optimizer == "muon":
+            lr = find_preset(config.preset).muon_lr
+        self.optimizer = make_optimizer(config.optimizer, network.named_parameters(), lr)
         self.autocast = precision == "bf16"
         if self.autocast and hasattr(self.optimizer, "low"):
             self.optimizer.low = torch.bfloat16
