@@ -1,0 +1,1 @@
+"""Measurements of i3lm beside what people use today; see README.md here."""

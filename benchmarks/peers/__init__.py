@@ -1,0 +1,1 @@
+"""What i3lm is compared with."""

@@ -1,0 +1,86 @@
+"""A GPT of the nanoGPT shape: what people train today at this size.
+
+Pre-norm, learned positions, GELU feed-forward of four times the width, fused attention, head
+tied to the token embedding, no biases.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYERS = 6
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a GPT."""
+
+    vocabulary: int
+    positions: int
+    width: int
+    layers: int = LAYERS
+
+    @property
+    def heads(self) -> int:
+        """Heads of 64, or of 32 where that does not divide the width."""
+        return self.width // (64 if self.width % 64 == 0 else 32)
+
+    @property
+    def parameters(self) -> int:
+        """The total: tied embedding, positions, 12 squares of the width a layer, the norms."""
+        d = self.width
+        return (self.vocabulary + self.positions) * d + self.layers * (12 * d * d + 2 * d) + d
+
+
+def sizes_like(parameters: int, vocabulary: int, positions: int) -> Sizes:
+    """Return the GPT of six layers whose number of parameters comes nearest."""
+    choices = (Sizes(vocabulary, positions, width) for width in range(32, 2049, 32))
+    return min(choices, key=lambda sizes: abs(sizes.parameters - parameters))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and beside a residual."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        d = sizes.width
+        self.heads = sizes.heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.up = nn.Linear(d, 4 * d, bias=False)
+        self.down = nn.Linear(4 * d, d, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+
+class GPT(nn.Module):
+    """The language model."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(sizes.vocabulary, sizes.width)
+        self.positions = nn.Embedding(sizes.positions, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.norm = nn.LayerNorm(sizes.width, bias=False)
+        for parameter in self.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats of targets (B, T) after inputs (B, T)."""
+        x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = F.linear(self.norm(x), self.tokens.weight)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

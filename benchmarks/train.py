@@ -1,0 +1,279 @@
+"""Training speed and memory: i3lm's own Trainer, a GPT of equal size, i3 as published.
+
+    python -m benchmarks.train CONTENDER --preset i3-12m --corpus FOLDER
+
+takes a few steps with one contender and prints its peak memory, as JSON.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import common, lengths
+from benchmarks.peers import gpt, published
+from i3lm.data import Corpus, Loader, prepare
+from i3lm.data.documents import Document
+from i3lm.data.sources import Source
+from i3lm.model import COMPILED
+from i3lm.model.layers_i3 import I3Network
+from i3lm.presets import Architecture, find_preset
+from i3lm.training.config import TrainConfig
+from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
+from i3lm.training.loop import Trainer
+
+NAME = "train"
+OURS, PUBLISHED = "i3lm", "published"
+GPT_BATCHES = (1, 4, 8, 16)
+PUBLISHED_BATCH = 4
+PRODUCTS = ((1024, 512, 2048), (2048, 2048, 2048))
+PEAK_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all contenders train on, and how much of it in a turn."""
+
+    preset: str
+    corpus: Corpus
+    tokens: int  # of a step of ours
+    steps: int = 2  # of ours in a turn; peers take at least as many tokens
+
+    @property
+    def sizes(self) -> Architecture:
+        return TrainConfig(preset=self.preset).architecture(len(self.corpus.tokenizer))
+
+    @property
+    def gpt_sizes(self) -> gpt.Sizes:
+        a = self.sizes
+        return gpt.sizes_like(a.parameters, a.vocab_size, a.max_position_embeddings)
+
+    def batches(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield inputs and targets (batch, T), int64, without end."""
+        loader = Loader(self.corpus.train, self.sizes.max_position_embeddings, batch, seed=0)
+        for first in itertools.count(0, batch):
+            inputs, targets = loader.windows(first, batch)
+            yield torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+class Ours:
+    """The project's Trainer, with its default optimizer and precision."""
+
+    def __init__(self, task: Task) -> None:
+        config = TrainConfig(
+            out=str(task.corpus.folder),
+            preset=task.preset,
+            batch_tokens=task.tokens,
+            steps=1_000_000,  # never reached: all steps are of the middle of a run
+        )
+        device = choose_device("cpu")
+        self.precision = choose_precision(config.precision, device)
+        torch.manual_seed(config.seed)
+        self.trainer = Trainer(config, task.corpus, I3Network(task.sizes), self.precision, device)
+        self.tokens = self.trainer.sequences * self.trainer.context
+        self._rows = self.trainer.train()
+        self._steps = task.steps
+
+    def __call__(self) -> int:
+        """Train a turn; return the number of tokens."""
+        for _ in range(self._steps):
+            next(self._rows)
+        return self._steps * self.tokens
+
+
+class Trained:
+    """A peer and its optimizer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
+
+
+class Peer:
+    """A plain PyTorch loop over batches: forward, backward, clipping, fused AdamW."""
+
+    def __init__(self, trained: Trained, task: Task, batch: int, bf16: bool = False) -> None:
+        self._trained, self._bf16 = trained, bf16
+        self._batches = task.batches(batch)
+        self._tokens = task.tokens * task.steps
+
+    def __call__(self) -> int:
+        """Train a turn; return the number of tokens."""
+        model, optimizer = self._trained.model, self._trained.optimizer
+        done = 0
+        while done < self._tokens:
+            inputs, targets = next(self._batches)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+                loss = model.loss(inputs, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            done += inputs.numel()
+        return done
+
+
+def builders(task: Task) -> dict[str, Callable[[], Callable[[], int]]]:
+    """Return how to make each contender; those of the GPT share one model."""
+    shared: list[Trained] = []
+
+    def gpt_peer(bf16: bool, batch: int) -> Peer:
+        if not shared:
+            shared.append(Trained(gpt.GPT(task.gpt_sizes)))
+        return Peer(shared[0], task, batch, bf16)
+
+    return {
+        OURS: lambda: Ours(task),
+        **{
+            f"gpt {precision} batch {batch}": lambda b=batch, p=precision: gpt_peer(p == "bf16", b)
+            for precision, batch in itertools.product(("fp32", "bf16"), GPT_BATCHES)
+        },
+        PUBLISHED: lambda: Peer(
+            Trained(published.Published(task.sizes)), task, PUBLISHED_BATCH
+        ),
+    }  # fmt: skip
+
+
+def products(dtype: torch.dtype) -> common.Contender:
+    """Return a measurement of the machine's matrix products: FLOPs a second at the best size."""
+    pairs = [(torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)) for m, k, n in PRODUCTS]
+
+    def once(a: Tensor, b: Tensor) -> float:
+        begin = time.perf_counter()
+        a @ b
+        return 2 * a.numel() * b.shape[1] / (time.perf_counter() - begin)
+
+    return lambda: max(once(a, b) for a, b in pairs for _ in range(4))
+
+
+def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[str, Any]:
+    """Measure everything; return what the JSON holds. Rates are in tokens and FLOPs a second."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        task = Task(preset, synthetic_corpus(preset, Path(folder)), tokens)
+        workers = {name: build() for name, build in builders(task).items()}
+        ours = workers[OURS]
+        assert isinstance(ours, Ours)
+        contenders: dict[str, common.Contender] = {
+            name: lambda work=work: common.rate_of(work) for name, work in workers.items()
+        }
+        contenders["fp32 products"] = products(torch.float32)
+        contenders["bf16 products"] = products(torch.bfloat16)
+        speeds = common.interleave(contenders, rounds)
+        middle = {name: figures["median"] for name, figures in speeds.items()}
+
+        def best(kind: str) -> str:
+            return max((n for n in workers if n.startswith(kind)), key=middle.__getitem__)
+
+        best_gpt = {precision: best(f"gpt {precision}") for precision in ("fp32", "bf16")}
+        peaks = {}
+        for name in (OURS, *best_gpt.values(), PUBLISHED):
+            options = ("--preset", preset, "--corpus", folder, "--tokens", str(tokens))
+            peaks[name] = common.in_child(NAME, name, *options, threads=threads)["peak_bytes"]
+    flops = task.sizes.flops_per_token()
+    speed = middle[OURS]
+    return {
+        "mfu": flops * speed / middle["fp32 products"],
+        "ratio_gpt": speed / max(middle[name] for name in best_gpt.values()),
+        "ratio_gpt_fp32": speed / middle[best_gpt["fp32"]],
+        "ratio_gpt_bf16": speed / middle[best_gpt["bf16"]],
+        "ratio_published": speed / middle[PUBLISHED],
+        "mfu_bf16": flops * speed / middle["bf16 products"],
+        "preset": preset,
+        "precision": ours.precision,
+        "optimizer": ours.trainer.config.optimizer,
+        "compiled_kernels": COMPILED,
+        "context": task.sizes.max_position_embeddings,
+        "tokens_per_step": ours.tokens,
+        "microbatch": ours.trainer.microbatch,
+        "threads": threads,
+        "rounds": rounds,
+        "flops_per_token": flops,
+        "parameters": {
+            OURS: task.sizes.parameters,
+            "gpt": task.gpt_sizes.parameters,
+            PUBLISHED: sum(p.numel() for p in published.Published(task.sizes).parameters()),
+        },
+        "tokens_per_second": {name: speeds[name] for name in workers},
+        "flops_per_second": {n: speeds[n] for n in ("fp32 products", "bf16 products")},
+        "peak_bytes": peaks,
+        "lengths": lengths.run(task.sizes, ours.precision, tokens),
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the tables."""
+    rows = []
+    for name, speed in result["tokens_per_second"].items():
+        peak = result["peak_bytes"].get(name)
+        ratio = result["tokens_per_second"][OURS]["median"] / speed["median"]
+        memory = f"{peak / 1e6:,.0f}" if peak else ""
+        rows.append([name, *common.cells(speed), f"{ratio:.2f}", memory])
+    common.print_table(
+        f"training {result['preset']}, {result['precision']}, {result['threads']} threads, "
+        f"{result['context']} tokens a sequence, {result['tokens_per_step']:,} a step of ours",
+        ["contender", "tokens/s", "spread", "ours is", "peak MB"],
+        rows,
+    )
+    common.print_table(
+        "matrix products of this machine, and ours as a share of them",
+        ["precision", "GFLOP/s", "spread", "utilisation"],
+        [
+            [name, *common.cells(result["flops_per_second"][name], 1e9), f"{result[share]:.1%}"]
+            for name, share in (("fp32 products", "mfu"), ("bf16 products", "mfu_bf16"))
+        ],
+    )
+    lengths.show(result["lengths"])
+
+
+def synthetic_corpus(preset: str, folder: Path, documents: int = 3_000) -> Corpus:
+    """Return a corpus of random words, which fills any preset's vocabulary.
+
+    Speed does not depend on what the text says; with every row of the vocabulary in use it does
+    not depend on the text at all.
+    """
+
+    def read(advance: Callable[[int], None]) -> Iterator[Document]:
+        draw = random.Random(0)
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        for number in range(documents):
+            words = ("".join(draw.choices(letters, k=draw.randint(2, 7))) for _ in range(60))
+            yield Document(" ".join(words), None, f"random document {number}")
+
+    size = find_preset(preset).tokenizer_size
+    corpus = prepare(
+        Source("random words", {"documents": documents}, read), folder, vocab_size=size
+    )
+    if len(corpus.tokenizer) != size:
+        raise RuntimeError(f"the random words gave {len(corpus.tokenizer)} chunks, not {size}")
+    return corpus
+
+
+def main() -> None:
+    """Print the peak memory of one contender's training."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("contender")
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--corpus", required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    options = parser.parse_args()
+    task = Task(options.preset, Corpus.open(options.corpus), options.tokens, steps=1)
+    work = builders(task)[options.contender]()
+    for _ in range(PEAK_STEPS):
+        work()
+    print(json.dumps({"peak_bytes": resident_bytes()[1]}))
+
+
+if __name__ == "__main__":
+    main()
