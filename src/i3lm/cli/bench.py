@@ -43,6 +43,34 @@ def train(**options: Any) -> None:
     _run("train", **options)
 
 
+@command.command("decode")
+@_preset
+@click.option("--tokens", type=click.IntRange(1), default=200, help="New tokens of a stream.")
+@_options
+def decode(**options: Any) -> None:
+    """Generation: tokens a second beside GPT-2 in transformers."""
+    _run("decode", **options)
+
+
+@command.command("tokenizer")
+@click.option(
+    "--data", type=click.Path(exists=True, dir_okay=False), help="[default: built-in conversations]"
+)
+@click.option("--megabytes", type=float, default=16.0, help="Of built-in text.", show_default=True)
+@_options
+def tokenizer(**options: Any) -> None:
+    """Preparing a corpus: megabytes a second beside tiktoken."""
+    _run("tokenizer", **options)
+
+
+@command.command("startup")
+@_preset
+@_options
+def startup(**options: Any) -> None:
+    """Seconds from the Enter key to the answer."""
+    _run("startup", **options)
+
+
 def _run(name: str, *, out: str | None, as_json: bool, threads: int | None, **options: Any) -> None:
     """Run one benchmark, write its JSON, print its tables."""
     benchmark, common = _load(name), _load("common")
