@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint bench clean
 
 # Installed anew when the package's metadata or its C sources change.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.c)
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

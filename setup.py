@@ -17,7 +17,9 @@ setup(
         Extension(
             f"i3lm.native._{name}",
             [f"src/i3lm/native/{name}.c"],
+            depends=[f"src/i3lm/native/{header}.h" for header in ("numbers", "layer")],
             extra_compile_args=FLAGS + flags,
+            libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )
         for name, flags in (("text", []), ("tensor", OPENMP))

@@ -1,69 +1,173 @@
-"""Puts the compiled recurrences in place of the torch forms of `ops_i3`."""
+"""Calls of the compiled passes in native/tensor.c and native/layer.h, on tensors in memory.
+
+`low` is the type of the products' operands: bfloat16 or float32. Rows are tokens, (M, D).
+"""
 
 import ctypes
 
 import torch
 from torch import Tensor
 
-from i3lm.model import ops_i3
 from i3lm.native import tensor_library
 
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _sizes(tensor: Tensor) -> tuple[ctypes.c_int64, ...]:
-    return tuple(ctypes.c_int64(size) for size in tensor.shape)
+ROWS = 32  # of a chunk, as in native/tensor.c
+NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-def _scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool) -> Tensor:
+def _argument(value: Tensor | int | float | None) -> object:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
+
+
+def _call(name: str, low: torch.dtype, *arguments: Tensor | int | float | None) -> None:
+    """Run a pass; MemoryError when it finds no memory for its scratch."""
+    function = getattr(tensor_library(), f"{name}_{NAMES[low]}")
+    if function(*map(_argument, arguments)):
+        raise MemoryError("no memory for the scratch space of a layer")
+
+
+def _partial(rows: int, *sizes: int) -> Tensor:
+    """Room for the sums of each chunk of rows."""
+    return torch.empty(-(-rows // ROWS), *sizes)
+
+
+def norm_forward(
+    x: Tensor, add: Tensor | None, norm: tuple[Tensor, Tensor, float], low: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y = x + add, LayerNorm(y) in `low`, and the rows' statistics (M, 2)."""
+    y = x if add is None else torch.empty_like(x)
+    n, stats = torch.empty_like(x, dtype=low), x.new_empty(x.shape[0], 2)
+    weight, bias, eps = norm
+    _call("i3_norm_forward", low, *x.shape, x, add, y, weight, bias, eps, n, stats)
+    return y, n, stats
+
+
+def norm_backward(
+    x: Tensor,
+    stats: Tensor,
+    norm: tuple[Tensor, Tensor, float],
+    grads: tuple[Tensor, Tensor | None],
+    grad_y: Tensor,
+    n: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of x, the same in `low`, and the sums (3, D).
+
+    grads: of LayerNorm's output, in up to two parts. grad_y: what reaches x beside the norm.
+    The sums are those of the gain's, the bias's and x's gradient. n is filled with LayerNorm(x).
+    """
+    grad, low = torch.empty_like(x), grads[0].dtype
+    grad_low, partial = torch.empty_like(x, dtype=low), _partial(x.shape[0], 3, x.shape[1])
+    weight, bias, _ = norm
+    arguments = (x, stats, weight, bias, *grads, grad_y, grad, grad_low, n, partial)
+    _call("i3_norm_backward", low, *x.shape, *arguments)
+    return grad, grad_low, partial.sum(0)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """Return x + y in float32."""
+    out = torch.empty_like(x)
+    _call("i3_add", y.dtype, *x.shape, x, y, out)
+    return out
+
+
+def column_sums(x: Tensor) -> Tensor:
+    """Return the sum over the rows of x (M, D)."""
+    partial = _partial(*x.shape)
+    _call("i3_column_sums", x.dtype, *x.shape, x, partial)
+    return partial.sum(0)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return the exact GELU of x (M, D)."""
+    y = torch.empty_like(x)
+    _call("i3_gelu_forward", x.dtype, *x.shape, x, y)
+    return y
+
+
+def gelu_backward(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace grad (M, D) by that of x; return gelu(x) and the column sums of the new grad."""
+    y, partial = torch.empty_like(x), _partial(*x.shape)
+    _call("i3_gelu_backward", x.dtype, *x.shape, x, y, grad, partial)
+    return y, partial.sum(0)
+
+
+def softmax(scores: Tensor, first: int, scale: float, grad: Tensor | None = None) -> None:
+    """Replace scores (heads, rows, keys) by softmax(scale * scores), row r over first + r + 1 keys.
+
+    `grad`, of the probabilities, is replaced by that of the scores.
+    """
+    _call("i3_softmax", scores.dtype, *scores.shape, first, scale, scores, grad)
+
+
+def ema_forward(
+    x: Tensor, w: Tensor, D: Tensor, residual: Tensor | None, h: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return residual + D * h_t (B, T, D) in float32 and the last h, going on from h (B, D)."""
+    out, h = torch.empty_like(x, dtype=torch.float32), h.clone()
+    _call("i3_ema_forward", x.dtype, *x.shape, x, w, D, residual, h, out)
+    return out, h
+
+
+def ema_backward(
+    grad: Tensor, x: Tensor, w: Tensor, D: Tensor, h: Tensor, grad_h: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, w, D and the first h, from that of the output and the last h."""
+    lam, grad_x = grad_h.clone(), torch.empty_like(x)
+    grad_w, grad_D = torch.zeros_like(h), torch.zeros_like(h)
+    arguments = (grad, x, w, D, h, lam, grad_x, grad_w, grad_D)
+    _call("i3_ema_backward", x.dtype, *x.shape, *arguments)
+    return grad_x, grad_w.sum(0), grad_D.sum(0), lam
+
+
+def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False) -> Tensor:
     """Run s_t = M s_(t-1) + u_t; `columns` is M transposed, `state` (B, N) is updated."""
     library = tensor_library()
     assert library is not None
     out = torch.empty_like(u)
-    if library.i3_state_scan(
-        *_sizes(u), *map(_pointer, (columns, u, state, out)), ctypes.c_int(reverse)
-    ):
+    arguments = map(_argument, (*u.shape, columns, u, state, out))
+    if library.i3_state_scan(*arguments, ctypes.c_int(reverse)):
         raise ValueError(f"the kernel holds at most 256 states, not {u.shape[2]}")
     return out
+
+
+def cross_entropy(
+    logits: Tensor, bias: Tensor, targets: Tensor, backward: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed loss of logits (M, V) + bias in nats, float64, and the bias's gradient.
+
+    With `backward` the logits are replaced by their gradient.
+    """
+    chunks, classes = -(-logits.shape[0] // ROWS), logits.shape[1]
+    losses = torch.empty(chunks, dtype=torch.float64)
+    grad = torch.zeros(chunks, classes) if backward else None
+    arguments = (logits, bias, targets, losses, grad)
+    _call("i3_cross_entropy", logits.dtype, *logits.shape, *arguments)
+    return losses.sum(), None if grad is None else grad.sum(0)
 
 
 def recurrence_forward(
     x: Tensor, u: Tensor, w: Tensor, A: Tensor, D: Tensor, h: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`ops_i3.recurrence` for float32 tensors in memory; shapes as there."""
-    library = tensor_library()
-    assert library is not None
-    x, u, h, s = x.contiguous(), u.contiguous(), h.clone(), s.clone()
-    y = torch.empty_like(x)
-    tensors = (x, w.contiguous(), D.contiguous(), h, y)
-    library.i3_ema_forward(*_sizes(x), *map(_pointer, tensors))
-    return y, _scan_states(u, A.t().contiguous(), s, reverse=False), h, s
+    """`ops_i3.recurrence` for float32 tensors; shapes as there."""
+    x, u, w, D, h, s = (t.contiguous() for t in (x, u, w, D, h, s))
+    y, h = ema_forward(x, w, D, None, h)
+    s = s.clone()
+    return y, scan_states(u, A.t().contiguous(), s), h, s
 
 
 def recurrence_backward(
     saved: tuple[Tensor, ...], grad_y: Tensor, grad_s: Tensor, grad_h: Tensor, grad_end: Tensor
 ) -> tuple[Tensor, ...]:
     """The adjoint of `recurrence_forward`; arguments as `ops_i3._backward`."""
-    library = tensor_library()
-    assert library is not None
     x, w, A, D, h, s, _ = (t.contiguous() for t in saved)
-    grad_y, lam = grad_y.contiguous(), grad_h.clone()
-    grad_x, grad_w, grad_D = torch.empty_like(x), torch.zeros_like(h), torch.zeros_like(h)
-    tensors = (grad_y, x, w, D, h, lam, grad_x, grad_w, grad_D)
-    if library.i3_ema_backward(*_sizes(x), *map(_pointer, tensors)):
-        raise MemoryError("no memory for the backward pass of a recurrence")
+    grad_x, grad_w, grad_D, lam = ema_backward(
+        grad_y.contiguous(), x, w, D, h, grad_h.contiguous()
+    )
     source = grad_s.clone(memory_format=torch.contiguous_format)
     source[:, -1] += grad_end
-    sigma = _scan_states(source, A, torch.zeros_like(s), reverse=True)
-    return grad_x, sigma, grad_w.sum(0), grad_D.sum(0), lam, sigma[:, 0] @ A
-
-
-def install() -> bool:
-    """Use the compiled kernels where there are any; say whether they are in use."""
-    if tensor_library() is None:
-        return False
-    ops_i3.recurrence_forward_kernel = recurrence_forward
-    ops_i3.recurrence_backward_kernel = recurrence_backward
-    return True
+    sigma = scan_states(source, A, torch.zeros_like(s), reverse=True)
+    return grad_x, sigma, grad_w, grad_D, lam, sigma[:, 0] @ A

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import ops_i3
 from .ops_i3 import causal_attention, head_loss, lorpt, recompute, recurrence, stable_transition
 
 
@@ -269,6 +270,10 @@ class I3Layer(nn.Module):
         state: State | None = None,
     ) -> Tensor:
         """Transform x (B, T, D). `padding` (B, T, 1) is 0 where a token must leave no trace."""
+        if ops_i3.fused_layer is not None and mask is None and padding is None and state is None:
+            y = ops_i3.fused_layer(self, x)
+            if y is not None:
+                return y
         mixed = self.recurrence_norm(x)
         if padding is not None:
             mixed = mixed * padding

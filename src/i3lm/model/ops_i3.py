@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# i3lm puts its compiled kernels here; a model folder on its own runs on the torch forms below.
+# i3lm puts its compiled passes here; a model folder on its own runs on the torch forms below.
 # Signature: (x, u, w, A, D, h, s) -> (D * h_t, s_t, h_T, s_T), and the same for its backward.
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
+cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
+fused_layer: Callable | None = None  # (layer, x) -> the layer's output, or None where it does not fit
 
 
 def lorpt(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
@@ -114,11 +116,13 @@ class _Recurrence(torch.autograd.Function):
 
 
 def _fits_kernel(*tensors: Tensor) -> bool:
+    return recurrence_forward_kernel is not None and _fits_cpu(*tensors)
+
+
+def _fits_cpu(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():  # ctypes calls cannot be traced
         return False
-    return recurrence_forward_kernel is not None and all(
-        t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors
-    )
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
 def recurrence(
@@ -228,6 +232,25 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return _Recompute.apply(x, function)
 
 
+def _cross_entropy(
+    logits: Tensor, bias: Tensor, targets: Tensor, backward: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed loss of logits (M, V) + bias, and the bias's gradient.
+
+    With `backward` the logits are replaced by their gradient.
+    """
+    scores = logits.float() + bias
+    wanted = targets[:, None]
+    log_sum = torch.logsumexp(scores, dim=-1, keepdim=True)
+    loss = (log_sum - scores.gather(1, wanted)).sum()
+    if not backward:
+        return loss, None
+    scores.sub_(log_sum).exp_()  # probabilities
+    scores.scatter_add_(1, wanted, torch.full_like(log_sum, -1.0))
+    logits.copy_(scores)
+    return loss, scores.sum(0)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Summed cross-entropy of a LoRPt head, a block of tokens at a time.
 
@@ -241,22 +264,20 @@ class _HeadLoss(torch.autograd.Function):
         grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
         low = A.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16
         A_low, B_low = A.to(low), B.to(low)
+        fits = _fits_cpu(A, bias) and low in (torch.float32, torch.bfloat16)
+        cross_entropy: Any = cross_entropy_kernel if fits else None
         for begin in range(0, hidden.shape[0], block):
             rows = slice(begin, begin + block)
             x = hidden[rows].to(low)
             middle = F.linear(x, B_low)
-            logits = F.linear(middle, A_low).float() + bias
-            wanted = targets[rows, None]
-            log_sum = torch.logsumexp(logits, dim=-1, keepdim=True)
-            total += (log_sum - logits.gather(1, wanted)).sum()
+            logits = F.linear(middle, A_low)
+            loss, grad_bias = (cross_entropy or _cross_entropy)(logits, bias, targets[rows], needs)
+            total += loss
             if grads is None:
                 continue
-            logits.sub_(log_sum).exp_()  # probabilities
-            logits.scatter_add_(1, wanted, torch.full_like(log_sum, -1.0))
-            grads[3] += logits.sum(0)
-            grad = logits.to(low)
-            grads[1] += grad.t() @ middle
-            grad = grad @ A_low
+            grads[3] += grad_bias
+            grads[1] += logits.t() @ middle  # they are their gradient now
+            grad = logits @ A_low
             grads[2] += grad.t() @ x
             grads[0][rows] = grad @ B_low
         if grads is not None:
@@ -270,7 +291,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    hidden: Tensor, A: Tensor, B: Tensor, bias: Tensor, targets: Tensor, block: int = 128
+    hidden: Tensor, A: Tensor, B: Tensor, bias: Tensor, targets: Tensor, block: int = 256
 ) -> Tensor:
     """Return the cross-entropy, in nats, summed over all tokens.
 
