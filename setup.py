@@ -16,12 +16,15 @@ setup(
     ext_modules=[
         Extension(
             f"i3lm.native._{name}",
-            [f"src/i3lm/native/{name}.c"],
-            depends=[f"src/i3lm/native/{header}.h" for header in ("numbers", "layer")],
+            [f"src/i3lm/native/{source}.c" for source in sources],
+            depends=[f"src/i3lm/native/{header}.h" for header in ("numbers", "layer", "lines", "blake2b")],
             extra_compile_args=FLAGS + flags,
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )
-        for name, flags in (("text", []), ("tensor", OPENMP))
+        for name, sources, flags in (
+            ("text", ["text"], []),
+            ("tensor", ["tensor", "attention"], OPENMP),
+        )
     ]
 )

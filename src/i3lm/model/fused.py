@@ -14,47 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i3lm.model import kernels, layers_i3, ops_i3
+from i3lm.model.fused_attention import attend, attend_backward
 from i3lm.native import tensor_library
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention of q, k, v (heads, T, K), by blocks of queries."""
-    out = torch.empty_like(q)
-    for begin, end in _blocks(q.shape[1]):
-        scores = torch.bmm(q[:, begin:end], k[:, :end].mT)
-        kernels.softmax(scores, begin, q.shape[2] ** -0.5)
-        out[:, begin:end] = torch.bmm(scores, v[:, :end])
-    return out
-
-
-def attend_backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of q, k, v; the probabilities are computed again."""
-    grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for begin, end in _blocks(q.shape[1]):
-        rows, seen = slice(begin, end), slice(0, end)
-        probs = torch.bmm(q[:, rows], k[:, seen].mT)
-        inner = torch.bmm(grad[:, rows], v[:, seen].mT)
-        kernels.softmax(probs, begin, q.shape[2] ** -0.5, inner)
-        grad_v[:, seen] += torch.bmm(probs.mT, grad[:, rows])
-        grad_q[:, rows] = torch.bmm(inner, k[:, seen])
-        grad_k[:, seen] += torch.bmm(inner.mT, q[:, rows])
-    return grad_q, grad_k, grad_v
-
-
-def _blocks(steps: int) -> list[tuple[int, int]]:
-    """Eight blocks or fewer, of 64 or more: a block's keys after the diagonal are wasted work."""
-    size = max(64, -(-steps // 8))
-    return [(begin, min(begin + size, steps)) for begin in range(0, steps, size)]
-
-
-def _split(x: Tensor, batch: int, heads: int) -> Tensor:
-    """(M, D) -> (B * H, T, K)."""
-    return x.view(batch, -1, heads, x.shape[1] // heads).transpose(1, 2).flatten(0, 1)
-
-
-def _join(x: Tensor, batch: int) -> Tensor:
-    """(B * H, T, K) -> (M, D)."""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class _FusedLayer(torch.autograd.Function):
@@ -79,12 +40,10 @@ class _FusedLayer(torch.autograd.Function):
         x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, (g2, b2, eps), low)
         middle = F.linear(n2, Wd.to(low), bd.to(low))  # (M, 3 R)
         q, k, v = (
-            _split(F.linear(part, W.to(low), b.to(low)), batch, heads)
-            for part, W, b in zip(
-                middle.chunk(3, 1), (Wq, Wk, Wv), (bq, bk, bv), strict=True
-            )
+            F.linear(part, W.to(low), b.to(low))
+            for part, W, b in zip(middle.chunk(3, 1), (Wq, Wk, Wv), (bq, bk, bv), strict=True)
         )
-        y = _join(attend(q, k, v), batch)
+        y, kept = attend(q, k, v, batch, heads)
         written = F.linear(y, Wo.to(low), bo.to(low))
 
         x3, n3, stats3 = kernels.norm_forward(x2, written, (g3, b3, eps), low)
@@ -94,8 +53,8 @@ class _FusedLayer(torch.autograd.Function):
         written = F.linear(low_out, DA.to(low), db.to(low))
 
         ctx.save_for_backward(
-            x1, stats1, n1, s, x2, stats2, middle, q, k, v, y, x3, stats3, ffn_middle, inner, low_out,
-            *parameters,
+            x1, stats1, n1, s, x2, stats2, middle, q, k, v, kept, y, x3, stats3, ffn_middle,
+            inner, low_out, *parameters,
         )  # fmt: skip
         ctx.heads, ctx.eps, ctx.shape, ctx.low = heads, eps, x_BTD.shape, low
         return kernels.add(x3, written).view(x_BTD.shape)
@@ -103,7 +62,7 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BTD):  # type: ignore[no-untyped-def]
-        (x1, stats1, n1, s, x2, stats2, middle, q, k, v, y, x3, stats3, ffn_middle, inner, low_out,
+        (x1, stats1, n1, s, x2, stats2, middle, q, k, v, kept, y, x3, stats3, ffn_middle, inner, low_out,
          g1, b1, w, A, B, C, D, g2, b2, Wd, bd, Wq, bq, Wk, bk, Wv, bv, Wo, bo,
          g3, b3, UA, UB, ub, DA, DB, db) = ctx.saved_tensors  # fmt: skip
         batch, steps, width = ctx.shape
@@ -124,13 +83,12 @@ class _FusedLayer(torch.autograd.Function):
         grad_UB = d_middle.t() @ n
 
         grad_Wo = grad_low.t() @ y
-        d_qkv = attend_backward(q, k, v, _split(grad_low @ Wo.to(low), batch, ctx.heads))
+        d_y = grad_low @ Wo.to(low)
+        d_qkv = attend_backward(q, k, v, kept, d_y, batch, ctx.heads)
         d_middle = torch.empty_like(middle)
         grads_up = []
-        for d, W, part, d_part in zip(
-            d_qkv, (Wq, Wk, Wv), middle.chunk(3, 1), d_middle.chunk(3, 1), strict=True
-        ):
-            d_rows = _join(d, batch)
+        parts, d_parts = middle.chunk(3, 1), d_middle.chunk(3, 1)
+        for d_rows, W, part, d_part in zip(d_qkv, (Wq, Wk, Wv), parts, d_parts, strict=True):
             grads_up += [d_rows.t() @ part, kernels.column_sums(d_rows)]
             d_part.copy_(d_rows @ W.to(low))
         grad, grad_low, (grad_g2, grad_b2, _) = kernels.norm_backward(

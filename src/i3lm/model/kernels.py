@@ -103,6 +103,38 @@ def softmax(scores: Tensor, first: int, scale: float, grad: Tensor | None = None
     _call("i3_softmax", scores.dtype, *scores.shape, first, scale, scores, grad)
 
 
+def attention_supported(q: Tensor, heads: int) -> bool:
+    """Say whether the attention kernel runs for q (M, D) on this processor."""
+    library = tensor_library()
+    assert library is not None
+    fits = q.dtype == torch.bfloat16 and q.shape[1] // heads % 16 == 0
+    return fits and bool(library.i3_attention_supported())
+
+
+def _heads(q: Tensor, batch: int, heads: int) -> tuple[int, ...]:
+    return batch, q.shape[0] // batch, heads, q.shape[1] // heads
+
+
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, batch: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Return causal attention (M, D) and the logarithms of its denominators (B, H, T)."""
+    sizes, y = _heads(q, batch, heads), torch.empty_like(q)
+    log_sums = torch.empty(batch, heads, sizes[1])
+    _call("i3_attention_forward", q.dtype, *sizes, q, k, v, y, log_sums)
+    return y, log_sums
+
+
+def attention_backward(
+    q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Return the gradients of q, k, v (M, D) from that of the output."""
+    grads = tuple(torch.empty_like(x) for x in (q, k, v))
+    sizes = _heads(q, *log_sums.shape[:2])
+    _call("i3_attention_backward", q.dtype, *sizes, q, k, v, grad, log_sums, *grads)
+    return grads
+
+
 def ema_forward(
     x: Tensor, w: Tensor, D: Tensor, residual: Tensor | None, h: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -164,9 +196,7 @@ def recurrence_backward(
 ) -> tuple[Tensor, ...]:
     """The adjoint of `recurrence_forward`; arguments as `ops_i3._backward`."""
     x, w, A, D, h, s, _ = (t.contiguous() for t in saved)
-    grad_x, grad_w, grad_D, lam = ema_backward(
-        grad_y.contiguous(), x, w, D, h, grad_h.contiguous()
-    )
+    grad_x, grad_w, grad_D, lam = ema_backward(grad_y.contiguous(), x, w, D, h, grad_h.contiguous())
     source = grad_s.clone(memory_format=torch.contiguous_format)
     source[:, -1] += grad_end
     sigma = scan_states(source, A, torch.zeros_like(s), reverse=True)

@@ -236,17 +236,28 @@ static int64_t count_document(const uint8_t *s, int64_t size, const uint8_t *com
     return found;
 }
 
+/* Four tables: runs of one byte do not wait for each other. */
+typedef int64_t ByteCounts[4][256];
+
+static void count_bytes(const uint8_t *s, int64_t size, ByteCounts bytes) {
+    for (int64_t k = 0; k < size; k++) bytes[k & 3][s[k]]++;
+}
+
+static void add_ascii(ByteCounts bytes, int64_t *characters) {
+    for (int k = 0; k < 128; k++) {
+        characters[k] += bytes[0][k] + bytes[1][k] + bytes[2][k] + bytes[3][k];
+    }
+}
+
 /* Counts documents that lie one after another and end at ends[]. `rare` has room for a third of
  * the bytes: a chunk with a character beyond ASCII takes three. Returns how many it got. */
 int64_t i3_text_count(const uint8_t *s, const int64_t *ends, int64_t documents,
                       const uint8_t *common, int64_t *characters, int64_t *pairs,
                       int64_t *triples, uint64_t *rare) {
-    int64_t bytes[4][256] = {{0}}; /* four tables: runs of one byte do not wait for each other */
-    int64_t begin = 0, found = 0, total = documents > 0 ? ends[documents - 1] : 0;
-    for (int64_t k = 0; k < total; k++) bytes[k & 3][s[k]]++;
-    for (int k = 0; k < 128; k++) {
-        characters[k] += bytes[0][k] + bytes[1][k] + bytes[2][k] + bytes[3][k];
-    }
+    ByteCounts bytes = {{0}};
+    int64_t begin = 0, found = 0;
+    count_bytes(s, documents > 0 ? ends[documents - 1] : 0, bytes);
+    add_ascii(bytes, characters);
     for (int64_t d = 0; d < documents; d++) {
         found += count_document(s + begin, ends[d] - begin, common, characters, pairs, triples,
                                 rare + found);
@@ -254,3 +265,5 @@ int64_t i3_text_count(const uint8_t *s, const int64_t *ends, int64_t documents,
     }
     return found;
 }
+
+#include "lines.h"

@@ -1,0 +1,270 @@
+/* Causal attention in bfloat16 for processors with dot products of it (AVX512-BF16): one head of one sequence at a
+ * time, all in the second-level cache. Sums are float32. i3_attention_supported says whether it can run; the definition
+ * is `causal_attention` in model/ops_i3.py.
+ *
+ * A product takes pairs: a 32-bit word holds two neighbours along the summed index. Rows of bfloat16 are pairs as they
+ * lie; what is summed over rows is first interleaved, two rows to a row of words.
+ *
+ * q, k, v, their gradients and the output are (batch * steps, heads * size), row by row. */
+
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "numbers.h"
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prefer-vector-width=512")))
+#define QUERIES 64 /* a block of queries; also what the number of keys is rounded up to */
+#define LANES 16
+
+typedef struct {
+    int64_t batch, steps, heads, size;
+} Shape;
+
+/* c[r][16 v + lane] (+)= sum over p of a[r row + p step] . b[p width + 16 v + lane], for 4 rows, `vectors` <= 4. */
+TARGET static inline __attribute__((always_inline)) void tile(const int vectors, const int add, int64_t pairs,
+                                                               const uint32_t *a, int64_t row, int64_t step,
+                                                               const uint32_t *b, int64_t width, float *c,
+                                                               int64_t stride) {
+    __m512 sums[4][4];
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++)
+            sums[r][v] = add ? _mm512_loadu_ps(c + r * stride + LANES * v) : _mm512_setzero_ps();
+    for (int64_t p = 0; p < pairs; p++) {
+        __m512bh column[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) column[v] = (__m512bh)_mm512_loadu_si512(b + p * width + LANES * v);
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; r++) {
+            __m512bh value = (__m512bh)_mm512_set1_epi32((int)a[r * row + p * step]);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sums[r][v] = _mm512_dpbf16_ps(sums[r][v], value, column[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) _mm512_storeu_ps(c + r * stride + LANES * v, sums[r][v]);
+}
+
+/* c (rows, columns) (+)= a b, with rows a multiple of 4 and columns of 16. */
+TARGET static void product(int add, int64_t rows, int64_t columns, int64_t pairs, const uint32_t *a, int64_t row,
+                           int64_t step, const uint32_t *b, int64_t width, float *c, int64_t stride) {
+    int64_t j = 0;
+    for (; j + 4 * LANES <= columns; j += 4 * LANES)
+        for (int64_t i = 0; i < rows; i += 4) {
+            if (add) tile(4, 1, pairs, a + i * row, row, step, b + j, width, c + i * stride + j, stride);
+            else tile(4, 0, pairs, a + i * row, row, step, b + j, width, c + i * stride + j, stride);
+        }
+    for (; j < columns; j += LANES)
+        for (int64_t i = 0; i < rows; i += 4) {
+            if (add) tile(1, 1, pairs, a + i * row, row, step, b + j, width, c + i * stride + j, stride);
+            else tile(1, 0, pairs, a + i * row, row, step, b + j, width, c + i * stride + j, stride);
+        }
+}
+
+/* Rows of `size` values, `from` apart, to rows of size / 2 words side by side; rows beyond `steps` are zero. */
+TARGET static void copy_rows(int64_t steps, int64_t padded, int64_t size, const uint16_t *x, int64_t from,
+                             uint32_t *rows) {
+    for (int64_t t = 0; t < steps; t++) memcpy(rows + t * size / 2, x + t * from, size * sizeof(uint16_t));
+    memset(rows + steps * size / 2, 0, (padded - steps) * size * sizeof(uint16_t));
+}
+
+/* (padded, size / 2) words to (size / 2, padded). */
+TARGET static void transpose(int64_t padded, int64_t words, const uint32_t *rows, uint32_t *columns) {
+    for (int64_t t = 0; t < padded; t += LANES)
+        for (int64_t p = 0; p < words; p++)
+            for (int64_t i = 0; i < LANES; i++) columns[p * padded + t + i] = rows[(t + i) * words + p];
+}
+
+/* (padded, size) values to (padded / 2, size) words of two rows each. */
+TARGET static void interleave(int64_t padded, int64_t size, const uint16_t *rows, int64_t from, uint32_t *pairs) {
+    for (int64_t m = 0; m < padded / 2; m++)
+        for (int64_t c = 0; c < size; c++)
+            pairs[m * size + c] = rows[2 * m * from + c] | (uint32_t)rows[(2 * m + 1) * from + c] << 16;
+}
+
+TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, uint16_t *y, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < size; c++) y[r * stride + c] = store_bf16(x[r * size + c]);
+}
+
+/* Hides the scores after the first `seen` up to a whole vector, whose length it returns. */
+TARGET static inline int64_t hide(int64_t seen, float *scores) {
+    int64_t whole = (seen + LANES - 1) / LANES * LANES;
+    for (int64_t j = seen; j < whole; j++) scores[j] = -INFINITY;
+    return whole & -LANES;
+}
+
+/* A row of scores to probabilities over the first `seen` of `keys`; returns the logarithm of their sum. */
+TARGET static float probabilities(int64_t seen, int64_t keys, float scale, float *restrict scores,
+                                  uint16_t *restrict probs) {
+    float top = -INFINITY, sum = 0;
+    int64_t whole = hide(seen, scores);
+#pragma omp simd reduction(max : top)
+    for (int64_t j = 0; j < whole; j++) top = scores[j] > top ? scores[j] : top;
+    top *= scale;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < whole; j++) {
+        scores[j] = exponential(scale * scores[j] - top);
+        sum += scores[j];
+    }
+    float inverse = 1 / sum;
+    for (int64_t j = 0; j < whole; j++) probs[j] = store_bf16(scores[j] * inverse);
+    memset(probs + seen, 0, (keys - seen) * sizeof(uint16_t));
+    return top + logf(sum);
+}
+
+/* Scores and the gradient of their probabilities to probabilities and the gradient of the scores. */
+TARGET static void score_gradient(int64_t seen, int64_t keys, float scale, float log_sum, float *restrict scores,
+                                  const float *restrict grad, uint16_t *restrict probs, uint16_t *restrict out) {
+    float dot = 0;
+    int64_t whole = hide(seen, scores);
+#pragma omp simd reduction(+ : dot)
+    for (int64_t j = 0; j < whole; j++) {
+        scores[j] = exponential(scale * scores[j] - log_sum);
+        dot += scores[j] * grad[j];
+    }
+    for (int64_t j = 0; j < whole; j++) {
+        probs[j] = store_bf16(scores[j]);
+        out[j] = store_bf16(scale * scores[j] * (grad[j] - dot));
+    }
+    memset(probs + seen, 0, (keys - seen) * sizeof(uint16_t));
+    memset(out + seen, 0, (keys - seen) * sizeof(uint16_t));
+}
+
+static int64_t round_up(int64_t steps) { return (steps + QUERIES - 1) / QUERIES * QUERIES; }
+
+TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y,
+                                float *log_sums, char *scratch) {
+    int64_t padded = round_up(s.steps), stride = s.heads * s.size, words = s.size / 2;
+    uint32_t *rows = (uint32_t *)scratch, *keys = rows + padded * words, *values = keys + padded * words;
+    float *scores = (float *)(values + padded * words), *out = scores + QUERIES * padded;
+    uint16_t *probs = (uint16_t *)(out + QUERIES * s.size);
+    float scale = 1 / sqrtf((float)s.size);
+    copy_rows(s.steps, padded, s.size, k, stride, rows);
+    transpose(padded, words, rows, keys);
+    copy_rows(s.steps, padded, s.size, v, stride, rows);
+    interleave(padded, s.size, (uint16_t *)rows, s.size, values);
+    copy_rows(s.steps, padded, s.size, q, stride, rows);
+    for (int64_t first = 0; first < s.steps; first += QUERIES) {
+        int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
+        product(0, QUERIES, end, words, rows + first * words, words, 1, keys, padded, scores, padded);
+        for (int64_t r = 0; r < QUERIES; r++) {
+            float sum = probabilities(first + r + 1, end, scale, scores + r * padded, probs + r * padded);
+            if (r < count) log_sums[first + r] = sum;
+        }
+        product(0, QUERIES, s.size, end / 2, (uint32_t *)probs, padded / 2, 1, values, s.size, out, s.size);
+        narrow_rows(count, s.size, out, y + first * stride, stride);
+    }
+}
+
+TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v,
+                                 const uint16_t *grad, const float *log_sums, uint16_t *dq, uint16_t *dk,
+                                 uint16_t *dv, char *scratch) {
+    int64_t padded = round_up(s.steps), stride = s.heads * s.size, words = s.size / 2, area = padded * words;
+    uint32_t *q_rows = (uint32_t *)scratch, *g_rows = q_rows + area, *q_pairs = g_rows + area;
+    uint32_t *g_pairs = q_pairs + area, *keys = g_pairs + area, *key_pairs = keys + area, *values = key_pairs + area;
+    float *k_sums = (float *)(values + area), *v_sums = k_sums + padded * s.size;
+    float *scores = v_sums + padded * s.size, *d_scores = scores + QUERIES * padded;
+    float *out = d_scores + QUERIES * padded;
+    uint16_t *probs = (uint16_t *)(out + QUERIES * s.size), *inner = probs + QUERIES * padded;
+    uint32_t *pairs = (uint32_t *)(inner + QUERIES * padded);
+    float scale = 1 / sqrtf((float)s.size);
+    copy_rows(s.steps, padded, s.size, k, stride, q_rows);
+    transpose(padded, words, q_rows, keys);
+    interleave(padded, s.size, (uint16_t *)q_rows, s.size, key_pairs);
+    copy_rows(s.steps, padded, s.size, v, stride, q_rows);
+    transpose(padded, words, q_rows, values);
+    copy_rows(s.steps, padded, s.size, q, stride, q_rows);
+    interleave(padded, s.size, (uint16_t *)q_rows, s.size, q_pairs);
+    copy_rows(s.steps, padded, s.size, grad, stride, g_rows);
+    interleave(padded, s.size, (uint16_t *)g_rows, s.size, g_pairs);
+    memset(k_sums, 0, 2 * padded * s.size * sizeof(float));
+    for (int64_t first = 0; first < s.steps; first += QUERIES) {
+        int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
+        product(0, QUERIES, end, words, q_rows + first * words, words, 1, keys, padded, scores, padded);
+        product(0, QUERIES, end, words, g_rows + first * words, words, 1, values, padded, d_scores, padded);
+        for (int64_t r = 0; r < QUERIES; r++)
+            score_gradient(first + r + 1, end, scale, r < count ? log_sums[first + r] : 0, scores + r * padded,
+                           d_scores + r * padded, probs + r * padded, inner + r * padded);
+        product(0, QUERIES, s.size, end / 2, (uint32_t *)inner, padded / 2, 1, key_pairs, s.size, out, s.size);
+        narrow_rows(count, s.size, out, dq + first * stride, stride);
+        interleave(QUERIES, end, probs, padded, pairs);
+        product(1, end, s.size, QUERIES / 2, pairs, 1, end, g_pairs + first * words, s.size, v_sums, s.size);
+        interleave(QUERIES, end, inner, padded, pairs);
+        product(1, end, s.size, QUERIES / 2, pairs, 1, end, q_pairs + first * words, s.size, k_sums, s.size);
+    }
+    narrow_rows(s.steps, s.size, k_sums, dk, stride);
+    narrow_rows(s.steps, s.size, v_sums, dv, stride);
+}
+
+static void *new_scratch(Shape s, int64_t areas, int64_t blocks) {
+    int64_t padded = round_up(s.steps);
+    int64_t bytes = areas * padded * s.size * 2 + blocks * QUERIES * padded * 4 + QUERIES * s.size * 4;
+    return aligned_alloc(64, (bytes + 63) / 64 * 64);
+}
+
+int i3_attention_supported(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+}
+
+/* log_sums: (batch, heads, steps), logarithms of the softmax denominators. size: a multiple of 16.
+ * Returns 0, or 1 when scratch memory is not to be had. */
+int i3_attention_forward_bf16(int64_t batch, int64_t steps, int64_t heads, int64_t size, const uint16_t *q,
+                         const uint16_t *k, const uint16_t *v, uint16_t *y, float *log_sums) {
+    Shape s = {batch, steps, heads, size};
+    int failed = 0;
+#pragma omp parallel
+    {
+        char *scratch = new_scratch(s, 3, 2);
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < batch * heads; i++) {
+            int64_t at = i / heads * steps * heads * size + i % heads * size;
+            if (scratch) forward_head(s, q + at, k + at, v + at, y + at, log_sums + i * steps, scratch);
+        }
+        free(scratch);
+    }
+    return failed;
+}
+
+int i3_attention_backward_bf16(int64_t batch, int64_t steps, int64_t heads, int64_t size, const uint16_t *q,
+                          const uint16_t *k, const uint16_t *v, const uint16_t *grad, const float *log_sums,
+                          uint16_t *dq, uint16_t *dk, uint16_t *dv) {
+    Shape s = {batch, steps, heads, size};
+    int failed = 0;
+#pragma omp parallel
+    {
+        char *scratch = new_scratch(s, 11, 4);
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < batch * heads; i++) {
+            int64_t at = i / heads * steps * heads * size + i % heads * size;
+            if (scratch)
+                backward_head(s, q + at, k + at, v + at, grad + at, log_sums + i * steps, dq + at, dk + at, dv + at,
+                              scratch);
+        }
+        free(scratch);
+    }
+    return failed;
+}
+
+#else
+
+int i3_attention_supported(void) { return 0; }
+
+#endif
