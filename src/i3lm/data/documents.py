@@ -46,6 +46,31 @@ class Document:
         return len(self.plain) + 1
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of a file, each a document that has not been looked at yet.
+
+    `tagged`: each is a conversation in line form. `first` is the number of the first line.
+    """
+
+    text: str
+    path: Path
+    first: int
+    tagged: bool
+
+    def document(self, line: str, index: int) -> Document:
+        """Return line number `index` of these as a document; UserError where it is none."""
+        where = f"{self.path}:{self.first + index}"
+        if not self.tagged:
+            return Document(line, None, where)
+        return read_conversation(line, where) if line.strip() else Document("", None, where)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield all documents, empty ones too."""
+        for index, line in enumerate(_split(self.text)):
+            yield self.document(line, index)
+
+
 def line_form(messages: list[Message]) -> str:
     """Return `[INST] user [/INST] assistant [INST] ...`, each content stripped.
 
@@ -148,6 +173,17 @@ def read_text_file(
 
     UserError, with line and byte offset, where the file is not UTF-8 or holds a NUL character.
     """
+    for piece in read_pieces(path, division, advance):
+        if isinstance(piece, Lines):
+            yield from piece.documents()
+        else:
+            yield piece
+
+
+def read_pieces(
+    path: Path, division: Division = "auto", advance: Callable[[int], None] = lambda n: None
+) -> Iterator[Document | Lines]:
+    """Yield what `read_text_file` does, but `Lines` where a line is a document."""
     if division not in DIVISIONS:
         raise UserError(f"unknown division {division!r}; take one of {', '.join(DIVISIONS)}")
     how = _look(path) if division == "auto" else division
@@ -155,13 +191,9 @@ def read_text_file(
         yield from _whole(path, advance)
     elif how in ("paragraph", "endoftext"):
         yield from _pieces(path, how == "endoftext", advance)
-    elif how == "conversation":
-        for number, line in _lines(path, advance):
-            where = f"{path}:{number}"
-            yield read_conversation(line, where) if line.strip() else Document("", None, where)
     else:
-        for number, line in _lines(path, advance):
-            yield Document(line, None, f"{path}:{number}")
+        for number, block in _blocks(path, advance):
+            yield Lines(block, path, number, tagged=how == "conversation")
 
 
 def cut(text: str) -> Iterator[str]:
@@ -219,11 +251,14 @@ def _pieces(path: Path, marked: bool, advance: Callable[[int], None]) -> Iterato
 
 def _lines(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
     for number, block in _blocks(path, advance):
-        lines = block.split("\n")
-        last = lines.pop()
-        yield from enumerate(lines, number)
-        if last:
-            yield number + len(lines), last
+        yield from enumerate(_split(block), number)
+
+
+def _split(block: str) -> list[str]:
+    lines = block.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return lines
 
 
 def _blocks(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:

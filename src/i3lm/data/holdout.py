@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from i3lm.data.documents import Document
+from i3lm.data.lines import ScannedLines
 from i3lm.errors import UserError
 
 MOST_CHARACTERS = 1_000_000
@@ -47,6 +50,11 @@ class Plan:
             yield Document(document.text[:start], None, document.where), "train"
             document = Document(document.text[start:], None, document.where)
         yield document, "held_out"
+
+    def concerns(self, scanned: ScannedLines) -> np.ndarray:
+        """Return which lines, boolean (N,), `divide` must see; all others are trained on."""
+        taken = np.array([_prefix(key) for key in self._take], np.uint64)
+        return scanned.full & (~scanned.here | np.isin(scanned.prefixes, taken))
 
 
 class Holdout:
@@ -94,6 +102,23 @@ class Holdout:
             group = self._groups.pop(heapq.heappop(self._heap)[1])
             self._kept -= group.document.characters
             self._release(group, group.copies)
+
+    def add_lines(self, scanned: ScannedLines) -> np.ndarray:
+        """Take the documents of many lines; return which of them `train` is not called for.
+
+        These, boolean (N,), are not held out, and the caller sees to them.
+        """
+        settled = scanned.here & (scanned.prefixes > self._bound())
+        self._documents += int(settled.sum())
+        self._characters += int((scanned.table.characters[settled] + 1).sum())
+        for index in np.flatnonzero(scanned.full & ~settled).tolist():
+            self.add(scanned.document(index))
+        return settled
+
+    def _bound(self) -> np.uint64:
+        """Return the start of the digests beyond which a document would be given up at once."""
+        full = len(self._heap) >= MOST_DOCUMENTS or self._kept >= MOST_CHARACTERS
+        return _prefix(self._heap[0][1]) if full else np.uint64(2**64 - 1)
 
     def finish(self, description: str) -> Plan:
         """Return the choice after the last document; `description` names the corpus in errors."""
@@ -148,7 +173,16 @@ class Holdout:
 
 def _digest(document: Document, seed: int) -> bytes:
     data = document.plain.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=16, salt=(seed % 2**64).to_bytes(8)).digest()
+    return hashlib.blake2b(data, digest_size=16, salt=salt_of(seed)).digest()
+
+
+def salt_of(seed: int) -> bytes:
+    """Return the salt of the digests of a seed."""
+    return (seed % 2**64).to_bytes(8)
+
+
+def _prefix(digest: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(digest[:8]))
 
 
 def _end_part(text: str, room: int) -> int:

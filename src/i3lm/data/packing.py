@@ -1,30 +1,24 @@
 """From documents to a folder of token files that training reads through memory maps."""
 
 import errno
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from i3lm.data.documents import Document
 from i3lm.data.holdout import Holdout
+from i3lm.data.passes import SPLITS, Progress, TokenFile, count, encode, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
-from i3lm.tokenizer import BOS, END_INST, EOS, INST, ChunkTokenizer, VocabularyCounter
-from i3lm.tokenizer.conversation import turns
+from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SPLITS = ("train", "held_out")
-_BATCH = 1 << 20  # characters encoded at a time
-
-Progress = Callable[[str, float], None]
+MOST_THREADS = 4  # more would wait for the one that reads and writes
 
 
 @dataclass(frozen=True)
@@ -103,6 +97,7 @@ def prepare(
     held_out: float = 0.02,
     seed: int = 0,
     rebuild: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
     """Tokenize `source` into `folder`, or reuse the folder where nothing has changed.
@@ -118,8 +113,9 @@ def prepare(
     with UserError, which names the difference; `rebuild` makes it anew. A dataset on the Hub
     counts as unchanged.
 
-    `held_out` is a share of all characters; `seed` chooses among documents. `progress` is called
-    with the name of the pass and the share done, 0 to 1.
+    `held_out` is a share of all characters; `seed` chooses among documents. `threads` (None: one a
+    core, four at most) changes nothing but the time. `progress` is called with the name of the pass
+    and the share done, 0 to 1.
     UserError: nothing to read, too little to hold any out, a source that changes meanwhile.
     """
     folder = Path(folder)
@@ -136,11 +132,10 @@ def prepare(
         return Corpus.open(folder)
     before = [path.stat() for path in source.files]
     report = progress or (lambda stage, share: None)
-
+    threads = threads or min(MOST_THREADS, _cores())
     counter = None if tokenizer else VocabularyCounter(lowercase)
-    holdout = Holdout(held_out, seed, (lambda d: _count(counter, d)) if counter else None)
-    for document in _watched(source, "reading", report):
-        holdout.add(document)
+    holdout = Holdout(held_out, seed, (lambda d: count(counter, d)) if counter else None)
+    survey(source, holdout, counter, seed=seed, threads=threads, report=report)
     plan = holdout.finish(source.description)
     if tokenizer is None:
         assert counter is not None
@@ -149,11 +144,9 @@ def prepare(
         raise UserError(f"a vocabulary of {len(tokenizer):,} does not fit 16 bits; take a smaller")
 
     folder.mkdir(parents=True, exist_ok=True)
-    writers = {split: _Writer(folder / f".{split}.bin.part", tokenizer) for split in SPLITS}
+    writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
     try:
-        for document in _watched(source, "tokenizing", report):
-            for part, split in plan.divide(document):
-                writers[split].add(part)
+        encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
         counts = {split: writer.close() for split, writer in writers.items()}
         files = [_describe(path) for path in source.files]
         if sum(c["documents"] for c in counts.values()) != plan.documents or [
@@ -186,89 +179,9 @@ def prepare(
     return Corpus.open(folder)
 
 
-class _Writer:
-    """Encodes documents into one token file and counts what it writes."""
-
-    def __init__(self, path: Path, tokenizer: ChunkTokenizer) -> None:
-        self.path = path
-        self._tokenizer = tokenizer
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by close or discard)
-        self._hash = hashlib.sha256()
-        self._waiting: list[Document] = []
-        self._size = 0
-        self._counts = {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0}
-
-    def add(self, document: Document) -> None:
-        self._waiting.append(document)
-        self._size += document.characters
-        if self._size >= _BATCH:
-            self._flush()
-
-    def close(self) -> dict[str, Any]:
-        self._flush()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return {**self._counts, "sha256": self._hash.hexdigest()}
-
-    def discard(self) -> None:
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        ids = encode_documents(self._tokenizer, self._waiting).astype("<u2", copy=False)
-        self._file.write(ids.data)
-        self._hash.update(ids.data)
-        self._counts["documents"] += len(self._waiting)
-        self._counts["tokens"] += len(ids)
-        self._counts["characters"] += self._size
-        self._counts["bytes"] += sum(len(d.plain.encode("utf-8")) + 1 for d in self._waiting)
-        self._waiting, self._size = [], 0
-
-
-def encode_documents(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -> np.ndarray:
-    """Return uint16 (N,): the documents one after the other, `<bos>` ids `<eos>` each.
-
-    The same ids as `encode_document` and `encode_conversation` give, at a fraction of the cost
-    for many short documents.
-    """
-    texts: list[str] = []
-    tags: list[int] = []  # special tokens, and
-    before: list[int] = []  # the number of the text that each one stands before
-    for document in documents:
-        tags.append(BOS)
-        before.append(len(texts))
-        if document.messages is None:
-            texts.append(document.plain)
-        else:
-            contents = turns(document.messages, add_generation_prompt=False)
-            tags += [INST, END_INST] * (len(contents) // 2)
-            before += range(len(texts), len(texts) + len(contents))
-            texts += contents
-        tags.append(EOS)
-        before.append(len(texts))
-    ids, ends = tokenizer.encode_batch(texts)
-    starts = np.concatenate([[0], ends])
-    return np.insert(ids, starts[before], np.array(tags, np.uint16)) if tags else ids
-
-
-def _count(counter: VocabularyCounter, document: Document) -> None:
-    if document.messages is None:
-        assert document.text is not None
-        counter.update(document.text)
-    else:
-        for message in document.messages:
-            counter.update(message["content"].strip())
-
-
-def _watched(source: Source, stage: str, report: Progress) -> Iterator[Document]:
-    said = -1
-    for document in source:
-        yield document
-        if (percent := int(100 * source.progress)) > said:
-            said = percent
-            report(stage, percent / 100)
-    report(stage, 1.0)
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 from i3lm.data.documents import (
     Division,
     Document,
+    Lines,
     check_messages,
     cut,
     read_conversation,
-    read_text_file,
+    read_pieces,
 )
 from i3lm.errors import UserError
 
@@ -26,6 +27,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 Spec = str | Path
 Advance = Callable[[int], None]
+Piece = Document | Lines | None  # None: unfit
 Row = tuple[Mapping[str, Any], str]
 
 
@@ -42,7 +44,7 @@ class Source:
         self,
         description: str,
         identity: dict[str, Any],
-        read: Callable[[Advance], Iterator[Document | None]],
+        read: Callable[[Advance], Iterator[Piece]],
         files: Sequence[Path] = (),
         size: int = 0,
     ) -> None:
@@ -55,6 +57,14 @@ class Source:
         self._size = size
 
     def __iter__(self) -> Iterator[Document]:
+        for piece in self.pieces():
+            if isinstance(piece, Lines):
+                yield from filter(self._is_full, piece.documents())
+            else:
+                yield piece
+
+    def pieces(self) -> Iterator[Document | Lines]:
+        """Yield the documents; `Lines` as a whole, among which may be empty ones, not counted."""
         done = 0
         self.progress = 0.0
         self.skipped = {"empty": 0, "unfit": 0}
@@ -64,13 +74,16 @@ class Source:
             done += step
             self.progress = min(1.0, done / self._size) if self._size else 0.0
 
-        for document in self._read(advance):
-            if document is None:
+        for piece in self._read(advance):
+            if piece is None:
                 self.skipped["unfit"] += 1
-            elif document.text is not None and not document.text.strip():
-                self.skipped["empty"] += 1
-            else:
-                yield document
+            elif isinstance(piece, Lines) or self._is_full(piece):
+                yield piece
+
+    def _is_full(self, document: Document) -> bool:
+        empty = document.text is not None and not document.text.strip()
+        self.skipped["empty"] += empty
+        return not empty
 
 
 def open_source(
@@ -112,7 +125,7 @@ def open_source(
         raise UserError("no data named; give a file, a folder or a dataset name")
     sizes = sum(path.stat().st_size for path in files)
 
-    def read(advance: Advance) -> Iterator[Document | None]:
+    def read(advance: Advance) -> Iterator[Piece]:
         for path in files:
             yield from _read_file(path, documents, text_column, advance)
 
@@ -152,7 +165,7 @@ def _find(spec: Spec) -> list[Path]:
 
 def _read_file(
     path: Path, documents: Division, text_column: str | None, advance: Advance
-) -> Iterator[Document | None]:
+) -> Iterator[Piece]:
     suffix = path.suffix.lower()
     try:
         if suffix in (".jsonl", ".json"):
@@ -160,7 +173,7 @@ def _read_file(
         elif suffix == ".parquet":
             yield from _documents(_parquet_rows(path, text_column, advance), documents, text_column)
         else:
-            yield from read_text_file(path, documents, advance)
+            yield from read_pieces(path, documents, advance)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from error
 

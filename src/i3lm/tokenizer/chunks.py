@@ -12,7 +12,7 @@ import numpy as np
 
 from i3lm.errors import UserError
 from i3lm.tokenizer import conversation, files, rule
-from i3lm.tokenizer.kernel import Encoder, library, utf8
+from i3lm.tokenizer.kernel import Encoder, LineTable, library, utf8
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -69,6 +69,19 @@ class ChunkTokenizer:
         ids = [rule.encode(part.decode(), self._vocabulary) for part in parts]
         ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
         return np.array([number for part in ids for number in part], np.uint16), ends
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether `encode_lines` works: with the compiled kernels, without lower-casing."""
+        return self._encoder is not None and not self.lowercase
+
+    def encode_lines(self, table: LineTable, selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of selected lines, uint16, and for every line where they end after it.
+
+        The same ids as `encode_document` and `encode_conversation` give.
+        """
+        assert self._encoder is not None
+        return self._encoder.encode_lines(table, selected)
 
     def encode_document(self, text: str) -> np.ndarray:
         """Return uint16 (N,): `<bos>`, the ids of a plain text, `<eos>`."""

@@ -6,11 +6,23 @@ import numpy as np
 
 from i3lm.errors import UserError
 from i3lm.tokenizer import rule
-from i3lm.tokenizer.kernel import ends_of, library, utf8
+from i3lm.tokenizer.kernel import LineTable, ends_of, library, utf8
 
 _BLOCK = 1 << 18  # bytes of UTF-8 counted at a time
 _PENDING = 1 << 19  # occurrences of rare chunks kept before they are summed up
 RARE_LIMIT = 1 << 20  # different rare chunks kept
+
+# Counts by code point, of ASCII pairs and of ASCII triples; int64.
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _new_tables() -> Tables:
+    return np.zeros(0x110000, np.int64), np.zeros(1 << 14, np.int64), np.zeros(1 << 21, np.int64)
+
+
+def _add(tables: Tables, others: Tables) -> None:
+    for table, other in zip(tables, others, strict=True):
+        table += other
 
 
 class VocabularyCounter:
@@ -30,9 +42,8 @@ class VocabularyCounter:
     def __init__(self, lowercase: bool = False, *, rare_limit: int = RARE_LIMIT) -> None:
         self.lowercase = lowercase
         self._rare_limit = rare_limit
-        self._characters = np.zeros(0x110000, np.int64)
-        self._pairs = np.zeros(1 << 14, np.int64)
-        self._triples = np.zeros(1 << 21, np.int64)
+        self._tables = _new_tables()
+        self._idle: list[Tables] = []  # of threads that count lines
         self._rare = np.zeros(0, np.uint64)  # sorted
         self._rare_counts = np.zeros(0, np.int64)
         self._pending: list[np.ndarray] = []  # uint64, chunk numbers in the order of occurrence
@@ -57,11 +68,8 @@ class VocabularyCounter:
         if self.lowercase != other.lowercase:
             raise ValueError("one counter lower-cases, the other does not")
         for counter in (self, other):
-            counter._count_block()
-            counter._sum_pending()
-        self._characters += other._characters
-        self._pairs += other._pairs
-        self._triples += other._triples
+            counter._finish()
+        _add(self._tables, other._tables)
         self._add_rare(other._rare, other._rare_counts)
 
     def build(self, vocab_size: int = 4466, *, min_character_count: int | None = None) -> list[str]:
@@ -77,13 +85,13 @@ class VocabularyCounter:
                 f"a vocabulary of {vocab_size:,} tokens is impossible; "
                 f"take {rule.FIRST_CHUNK} to {1 << 16:,}"
             )
-        self._count_block()
-        self._sum_pending()
+        self._finish()
+        characters_seen = self._tables[0]
         room = vocab_size - rule.FIRST_CHUNK
         if min_character_count is None:
-            min_character_count = max(2, int(self._characters.sum()) // 1_000_000)
-        codes = np.flatnonzero(self._characters >= max(1, min_character_count))
-        frequent = np.argsort(-self._characters[codes], kind="stable")[:room]
+            min_character_count = max(2, int(characters_seen.sum()) // 1_000_000)
+        codes = np.flatnonzero(characters_seen >= max(1, min_character_count))
+        frequent = np.argsort(-characters_seen[codes], kind="stable")[:room]
         characters = [chr(code) for code in np.sort(codes[frequent])]
 
         keys, counts = self._chunk_counts()
@@ -92,14 +100,15 @@ class VocabularyCounter:
         return [*rule.SPECIAL_TOKENS, *rule.BYTE_TOKENS, *characters, *chunks]
 
     def _chunk_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        pairs, triples = np.flatnonzero(self._pairs), np.flatnonzero(self._triples)
+        _, of_pairs, of_triples = self._tables
+        pairs, triples = np.flatnonzero(of_pairs), np.flatnonzero(of_triples)
         keys = [
             (pairs >> 7) + 1 << 42 | (pairs & 127) + 1 << 21,
             (triples >> 14) + 1 << 42 | (triples >> 7 & 127) + 1 << 21 | (triples & 127) + 1,
         ]
         return (
             np.concatenate([*(part.astype(np.uint64) for part in keys), self._rare]),
-            np.concatenate([self._pairs[pairs], self._triples[triples], self._rare_counts]),
+            np.concatenate([of_pairs[pairs], of_triples[triples], self._rare_counts]),
         )
 
     def _count_block(self) -> None:
@@ -112,10 +121,36 @@ class VocabularyCounter:
             rare = np.empty(sum(map(len, block)) // 3 + 1, np.uint64)
             count = found.i3_text_count(
                 *(b"".join(block), ends.ctypes.data, len(block), self._common.ctypes.data),
-                *(self._characters.ctypes.data, self._pairs.ctypes.data),
-                *(self._triples.ctypes.data, rare.ctypes.data),
+                *(table.ctypes.data for table in (*self._tables, rare)),
             )
             rare = rare[:count].copy()
+        self.add_rare(rare)
+
+    @property
+    def takes_lines(self) -> bool:
+        """Whether `count_lines` works: with the compiled kernels, without lower-casing."""
+        return library() is not None and not self.lowercase
+
+    def count_lines(self, table: LineTable, selected: np.ndarray) -> np.ndarray:
+        """Count selected lines, in any thread; return their rare chunks, to be given to `add_rare`.
+
+        Each turn of a conversation counts as a text. Needs the compiled kernels.
+        """
+        found = library()
+        assert found is not None
+        try:
+            tables = self._idle.pop()
+        except IndexError:
+            tables = _new_tables()
+        rare = np.empty(len(table.data) // 3 + 1, np.uint64)
+        count = found.i3_lines_count(
+            *table.arguments(selected), *(a.ctypes for a in (self._common, *tables, rare))
+        )
+        self._idle.append(tables)
+        return rare[:count].copy()
+
+    def add_rare(self, rare: np.ndarray) -> None:
+        """Take the rare chunks of `count_lines`, in the order of the texts, in one thread."""
         # Summed up at exact multiples, so that what is dropped depends on the texts alone.
         while self._pending_size + len(rare) >= _PENDING:
             taken = _PENDING - self._pending_size
@@ -128,20 +163,28 @@ class VocabularyCounter:
 
     def _count_in_python(self, texts: list[str]) -> np.ndarray:
         rare = []
+        characters, pairs, triples = self._tables
         for text in texts:
             for character, count in Counter(text).items():
-                self._characters[ord(character)] += count
+                characters[ord(character)] += count
             for chunk in rule.chunks(text):
                 if len(chunk) == 1:
                     continue
                 if not chunk.isascii():
                     rare.append(rule.pack(chunk))
                 elif len(chunk) == 2:
-                    self._pairs[ord(chunk[0]) << 7 | ord(chunk[1])] += 1
+                    pairs[ord(chunk[0]) << 7 | ord(chunk[1])] += 1
                 else:
                     a, b, c = map(ord, chunk)
-                    self._triples[a << 14 | b << 7 | c] += 1
+                    triples[a << 14 | b << 7 | c] += 1
         return np.array(rare, np.uint64)
+
+    def _finish(self) -> None:
+        """Bring everything counted so far into `_tables` and `_rare`."""
+        self._count_block()
+        self._sum_pending()
+        while self._idle:
+            _add(self._tables, self._idle.pop())
 
     def _sum_pending(self) -> None:
         if self._pending:

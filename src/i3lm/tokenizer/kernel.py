@@ -4,7 +4,9 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +34,15 @@ def library() -> ctypes.CDLL | None:
         found.i3_text_encode_batch.restype = None
         found.i3_text_count.argtypes = [ctypes.c_char_p, _POINTER, _SIZE, *[_POINTER] * 5]
         found.i3_text_count.restype = _SIZE
+        found.i3_lines_scan.argtypes = [
+            *(ctypes.c_char_p, _SIZE, ctypes.c_int32, ctypes.c_char_p, *[_POINTER] * 5)
+        ]
+        found.i3_lines_scan.restype = _SIZE
+        table = [ctypes.c_char_p, _SIZE, *[_POINTER] * 3, ctypes.c_int32]
+        found.i3_lines_encode.argtypes = [_POINTER, *table, _POINTER, _POINTER]
+        found.i3_lines_encode.restype = None
+        found.i3_lines_count.argtypes = [*table, *[_POINTER] * 5]
+        found.i3_lines_count.restype = _SIZE
     return found
 
 
@@ -49,6 +60,48 @@ def utf8(text: str) -> bytes:
 def ends_of(parts: Sequence[bytes]) -> np.ndarray:
     """Return int64 (N,): where each part ends in their concatenation."""
     return np.fromiter(accumulate(map(len, parts)), np.int64, len(parts))
+
+
+@dataclass(frozen=True)
+class LineTable:
+    """The lines of a text in UTF-8, N of them, each a document: plain, or `tagged` conversations.
+
+    `begins`, `ends` (bytes) and `characters` (code points) are int64 (N,), `digests` uint8 (N, 16),
+    `kinds` uint8 (N,): `BLANK`; `HERE`, the kernels handle it; `FOR_PYTHON`, they do not,
+    and its digest is not set.
+    """
+
+    data: bytes
+    tagged: bool
+    begins: np.ndarray
+    ends: np.ndarray
+    characters: np.ndarray
+    digests: np.ndarray
+    kinds: np.ndarray
+
+    BLANK, HERE, FOR_PYTHON = 0, 1, 2
+
+    def arguments(self, selected: np.ndarray) -> tuple[Any, ...]:
+        """Return the arguments that the kernels take; `selected` is boolean (N,)."""
+        arrays = (self.begins, self.ends, np.ascontiguousarray(selected, np.uint8))
+        pointers = (array.ctypes for array in arrays)  # `ctypes` keeps its array alive
+        return self.data, len(self.kinds), *pointers, self.tagged
+
+
+def scan_lines(data: bytes, tagged: bool, salt: bytes) -> LineTable:
+    """Take a text apart into lines; the digests are those of BLAKE2b with this salt, 16 bytes.
+
+    Needs the compiled kernels.
+    """
+    found, room = library(), data.count(b"\n") + 1
+    assert found is not None
+    begins, ends, characters = (np.empty(room, np.int64) for _ in range(3))
+    digests, kinds = np.empty((room, 16), np.uint8), np.empty(room, np.uint8)
+    arrays = (begins, ends, characters, digests, kinds)
+    count = found.i3_lines_scan(
+        *(data, len(data), tagged, salt.ljust(16, b"\0")), *(array.ctypes for array in arrays)
+    )
+    return LineTable(data, tagged, *(array[:count] for array in arrays))
 
 
 class Encoder:
@@ -81,3 +134,14 @@ class Encoder:
             *(ids.ctypes.data, id_ends.ctypes.data),
         )
         return ids[: id_ends[-1] if len(parts) else 0].copy(), id_ends
+
+    def encode_lines(self, table: LineTable, selected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of the selected lines, uint16, and for every line where they end after it.
+
+        Each line is `<bos>` ids `<eos>`, a conversation with its tags.
+        """
+        lines = len(table.kinds)
+        ids, id_ends = np.empty(len(table.data) + 2 * lines, np.uint16), np.zeros(lines, np.int64)
+        arguments = table.arguments(selected)
+        self._library.i3_lines_encode(self._tables, *arguments, ids.ctypes, id_ends.ctypes)
+        return ids[: id_ends[-1] if lines else 0].copy(), id_ends

@@ -1,0 +1,43 @@
+"""Lines that the compiled code has taken apart: many documents at once, none a Python object."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from i3lm.data.documents import Document, Lines
+from i3lm.tokenizer.kernel import LineTable, scan_lines
+
+
+@dataclass(frozen=True)
+class ScannedLines:
+    """Lines and where each begins and ends."""
+
+    lines: Lines
+    table: LineTable
+
+    @classmethod
+    def scan(cls, lines: Lines, salt: bytes) -> "ScannedLines":
+        """Take lines apart; `salt` is that of their digests. Runs beside other threads."""
+        return cls(lines, scan_lines(lines.text.encode(), lines.tagged, salt))
+
+    @property
+    def here(self) -> np.ndarray:
+        """Boolean (N,): the compiled code handles the line."""
+        return self.table.kinds == LineTable.HERE
+
+    @property
+    def full(self) -> np.ndarray:
+        """Boolean (N,): the line is not blank."""
+        return self.table.kinds != LineTable.BLANK
+
+    @cached_property
+    def prefixes(self) -> np.ndarray:
+        """uint64 (N,): the first eight bytes of each digest, big-endian; noise where not `here`."""
+        first = np.ascontiguousarray(self.table.digests[:, :8])
+        return first.view(">u8")[:, 0].astype(np.uint64)
+
+    def document(self, index: int) -> Document:
+        """Return a line as a document; UserError where it is none."""
+        begin, end = int(self.table.begins[index]), int(self.table.ends[index])
+        return self.lines.document(self.table.data[begin:end].decode(), index)
