@@ -1,13 +1,14 @@
 """A layer's training pass on a CPU: torch's products, compiled passes between them.
 
-The same function as `I3Layer.forward` without a mask or a state, with a backward pass of its own: it keeps
-half of what autograd would and writes no tensor twice. Products run in `low`, bfloat16 under autocast and
-float32 else; the residual stream, norms' statistics, recurrences and sums are float32.
+The same function as `I3Layer.forward` without a mask or a state, with a backward pass of its own:
+it keeps half of what autograd would and writes no tensor twice. Products run in `low`, bfloat16
+under autocast and float32 else; the residual stream, the norms' statistics, the recurrences and
+all sums are float32.
 
 Shapes: M = B * T tokens, D hidden size, N states, R rank, F feed-forward size.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,141 +19,218 @@ from i3lm.model.fused_attention import attend, attend_backward
 from i3lm.native import tensor_library
 
 
+class Parts(NamedTuple):
+    """The tensors of a layer, or their gradients. `w` and `A` are those the recurrence runs on."""
+
+    gain1: Tensor
+    shift1: Tensor
+    w: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    gain2: Tensor
+    shift2: Tensor
+    down: Tensor  # (3 R, D): queries, keys, values
+    down_bias: Tensor
+    q_up: Tensor
+    q_bias: Tensor
+    k_up: Tensor
+    k_bias: Tensor
+    v_up: Tensor
+    v_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+    gain3: Tensor
+    shift3: Tensor
+    up_A: Tensor
+    up_B: Tensor
+    up_bias: Tensor
+    down_A: Tensor
+    down_B: Tensor
+    ffn_bias: Tensor
+
+
+class Kept(NamedTuple):
+    """What the way back needs: the residual stream before each norm, and what was multiplied."""
+
+    x1: Tensor  # (M, D) float32, as x2 and x3
+    stats1: Tensor  # (M, 2): mean and 1 / deviation
+    n1: Tensor  # (M, D) low
+    states: Tensor  # (B, T, N) float32
+    x2: Tensor
+    stats2: Tensor
+    middle: Tensor  # (M, 3 R) low
+    q: Tensor  # (M, D) low, as k, v and the attention's output
+    k: Tensor
+    v: Tensor
+    attention: Tensor
+    attended: Tensor
+    x3: Tensor
+    stats3: Tensor
+    up_middle: Tensor  # (M, R) low
+    inner: Tensor  # (M, F) low, before GELU
+    down_middle: Tensor  # (M, R) low
+
+
 class _FusedLayer(torch.autograd.Function):
-    """x and the layer's parameters, in the order of `_arguments`, to the layer's output."""
+    """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
     @staticmethod
     def forward(ctx, x_BTD, heads, eps, low, *parameters):  # type: ignore[no-untyped-def]
-        (g1, b1, w, A, B, C, D, g2, b2, Wd, bd, Wq, bq, Wk, bk, Wv, bv, Wo, bo,
-         g3, b3, UA, UB, ub, DA, DB, db) = parameters  # fmt: skip
+        p = Parts(*parameters)
         batch, steps, width = x_BTD.shape
         x1 = x_BTD.flatten(0, 1)
 
-        _, n1, stats1 = kernels.norm_forward(x1, None, (g1, b1, eps), low)
-        u = (n1 @ B.to(low).t()).float().view(batch, steps, -1)
-        s = kernels.scan_states(u, A.t().contiguous(), u.new_zeros(batch, A.shape[0]))
-        s_low = s.to(low).flatten(0, 1)
-        mixed, _ = kernels.ema_forward(
-            n1.view(x_BTD.shape), w, D, x_BTD, x1.new_zeros(batch, width)
-        )
-        written = s_low @ C.to(low).t()
+        _, n1, stats1 = kernels.norm_forward(x1, None, (p.gain1, p.shift1, eps), low)
+        u = (n1 @ p.B.to(low).t()).float().view(batch, steps, -1)
+        states = kernels.scan_states(u, p.A.t().contiguous(), u.new_zeros(batch, u.shape[2]))
+        zeros = x1.new_zeros(batch, width)
+        mixed, _ = kernels.ema_forward(n1.view(x_BTD.shape), p.w, p.D, x_BTD, zeros)
+        written = states.to(low).flatten(0, 1) @ p.C.to(low).t()
 
-        x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, (g2, b2, eps), low)
-        middle = F.linear(n2, Wd.to(low), bd.to(low))  # (M, 3 R)
+        norm = (p.gain2, p.shift2, eps)
+        x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, norm, low)
+        middle = F.linear(n2, p.down.to(low), p.down_bias.to(low))
+        ups = ((p.q_up, p.q_bias), (p.k_up, p.k_bias), (p.v_up, p.v_bias))
         q, k, v = (
-            F.linear(part, W.to(low), b.to(low))
-            for part, W, b in zip(middle.chunk(3, 1), (Wq, Wk, Wv), (bq, bk, bv), strict=True)
+            F.linear(part, up.to(low), bias.to(low))
+            for part, (up, bias) in zip(middle.chunk(3, 1), ups, strict=True)
         )
-        y, kept = attend(q, k, v, batch, heads)
-        written = F.linear(y, Wo.to(low), bo.to(low))
+        attended, attention = attend(q, k, v, batch, heads)
+        written = F.linear(attended, p.out.to(low), p.out_bias.to(low))
 
-        x3, n3, stats3 = kernels.norm_forward(x2, written, (g3, b3, eps), low)
-        ffn_middle = n3 @ UB.to(low).t()  # (M, R)
-        inner = F.linear(ffn_middle, UA.to(low), ub.to(low))  # (M, F)
-        low_out = kernels.gelu(inner) @ DB.to(low).t()
-        written = F.linear(low_out, DA.to(low), db.to(low))
+        norm = (p.gain3, p.shift3, eps)
+        x3, n3, stats3 = kernels.norm_forward(x2, written, norm, low)
+        up_middle = n3 @ p.up_B.to(low).t()
+        inner = F.linear(up_middle, p.up_A.to(low), p.up_bias.to(low))
+        down_middle = kernels.gelu(inner) @ p.down_B.to(low).t()
+        written = F.linear(down_middle, p.down_A.to(low), p.ffn_bias.to(low))
 
-        ctx.save_for_backward(
-            x1, stats1, n1, s, x2, stats2, middle, q, k, v, kept, y, x3, stats3, ffn_middle,
-            inner, low_out, *parameters,
+        kept = Kept(
+            x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
+            x3, stats3, up_middle, inner, down_middle,
         )  # fmt: skip
+        ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape, ctx.low = heads, eps, x_BTD.shape, low
         return kernels.add(x3, written).view(x_BTD.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BTD):  # type: ignore[no-untyped-def]
-        (x1, stats1, n1, s, x2, stats2, middle, q, k, v, kept, y, x3, stats3, ffn_middle, inner, low_out,
-         g1, b1, w, A, B, C, D, g2, b2, Wd, bd, Wq, bq, Wk, bk, Wv, bv, Wo, bo,
-         g3, b3, UA, UB, ub, DA, DB, db) = ctx.saved_tensors  # fmt: skip
-        batch, steps, width = ctx.shape
-        low, eps = ctx.low, ctx.eps
+        saved = ctx.saved_tensors
+        kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
         grad = grad_BTD.contiguous().flatten(0, 1)
-        grad_low = grad.to(low)
-
-        grad_db, grad_DA = kernels.column_sums(grad_low), grad_low.t() @ low_out
-        d_low_out = grad_low @ DA.to(low)
-        d_inner = d_low_out @ DB.to(low)
-        activation, grad_ub = kernels.gelu_backward(inner, d_inner)
-        grad_DB, grad_UA = d_low_out.t() @ activation, d_inner.t() @ ffn_middle
-        d_middle = d_inner @ UA.to(low)
-        n = torch.empty_like(n1)
-        grad, grad_low, (grad_g3, grad_b3, grad_bo) = kernels.norm_backward(
-            x3, stats3, (g3, b3, eps), (d_middle @ UB.to(low), None), grad, n
-        )
-        grad_UB = d_middle.t() @ n
-
-        grad_Wo = grad_low.t() @ y
-        d_y = grad_low @ Wo.to(low)
-        d_qkv = attend_backward(q, k, v, kept, d_y, batch, ctx.heads)
-        d_middle = torch.empty_like(middle)
-        grads_up = []
-        parts, d_parts = middle.chunk(3, 1), d_middle.chunk(3, 1)
-        for d_rows, W, part, d_part in zip(d_qkv, (Wq, Wk, Wv), parts, d_parts, strict=True):
-            grads_up += [d_rows.t() @ part, kernels.column_sums(d_rows)]
-            d_part.copy_(d_rows @ W.to(low))
-        grad, grad_low, (grad_g2, grad_b2, _) = kernels.norm_backward(
-            x2, stats2, (g2, b2, eps), (d_middle @ Wd.to(low), None), grad, n
-        )
-        grad_Wd, grad_bd = d_middle.t() @ n, kernels.column_sums(d_middle)
-
-        s_low = s.to(low).flatten(0, 1)
-        grad_C = grad_low.t() @ s_low
-        d_s = (grad_low @ C.to(low)).float().view(s.shape)
-        sigma = kernels.scan_states(d_s, A.contiguous(), s.new_zeros(batch, s.shape[2]), True)
-        before = F.pad(s[:, :-1], (0, 0, 1, 0))
-        grad_A = sigma.flatten(0, 1).t() @ before.flatten(0, 1)
-        d_u = sigma.to(low).flatten(0, 1)
-        grad_B = d_u.t() @ n1
-        zeros = grad.new_zeros(batch, width)
-        d_n1, grad_w, grad_D, _ = kernels.ema_backward(
-            grad.view(ctx.shape), n1.view(ctx.shape), w, D, zeros, zeros
-        )
-        grad, _, (grad_g1, grad_b1, _) = kernels.norm_backward(
-            x1, stats1, (g1, b1, eps), (d_n1.flatten(0, 1), d_u @ B.to(low)), grad, None
-        )
-        return (
-            grad.view(ctx.shape), None, None, None,
-            grad_g1, grad_b1, grad_w, grad_A, grad_B.float(), grad_C.float(), grad_D,
-            grad_g2, grad_b2, grad_Wd.float(), grad_bd, *(g.float() for g in grads_up),
-            grad_Wo.float(), grad_bo, grad_g3, grad_b3, grad_UA.float(), grad_UB.float(), grad_ub,
-            grad_DA.float(), grad_DB.float(), grad_db,
-        )  # fmt: skip
+        g: dict[str, Tensor] = {}
+        grad, grad_low, n = _ffn_backward(kept, p, grad, ctx.low, ctx.eps, g)
+        grad, grad_low = _attention_backward(kept, p, grad, grad_low, n, ctx.heads, ctx.eps, g)
+        grad = _recurrence_backward(kept, p, grad, grad_low, ctx.shape, ctx.eps, g)
+        gradients = (g[name].to(getattr(p, name).dtype) for name in Parts._fields)
+        return grad.view(ctx.shape), None, None, None, *gradients
 
 
-def _arguments(layer: Any) -> tuple[Tensor, ...]:
-    """The tensors of an `I3Layer` in the order of the passes."""
+def _ffn_backward(
+    kept: Kept, p: Parts, grad: Tensor, low: torch.dtype, eps: float, g: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient of x3, the same in `low`, and room for a norm's output."""
+    grad_low = grad.to(low)
+    g["ffn_bias"], g["down_A"] = kernels.column_sums(grad_low), grad_low.t() @ kept.down_middle
+    d_middle = grad_low @ p.down_A.to(low)
+    d_inner = d_middle @ p.down_B.to(low)
+    activation, g["up_bias"] = kernels.gelu_backward(kept.inner, d_inner)
+    g["down_B"], g["up_A"] = d_middle.t() @ activation, d_inner.t() @ kept.up_middle
+    d_middle = d_inner @ p.up_A.to(low)
+    d_n, n = d_middle @ p.up_B.to(low), torch.empty_like(grad_low)
+    norm = (p.gain3, p.shift3, eps)
+    grad, grad_low, sums = kernels.norm_backward(kept.x3, kept.stats3, norm, (d_n, None), grad, n)
+    g["gain3"], g["shift3"], g["out_bias"] = sums
+    g["up_B"] = d_middle.t() @ n
+    return grad, grad_low, n
+
+
+def _attention_backward(
+    kept: Kept,
+    p: Parts,
+    grad: Tensor,
+    grad_low: Tensor,
+    n: Tensor,
+    heads: int,
+    eps: float,
+    g: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of x2 and the same in low precision."""
+    low, batch = grad_low.dtype, kept.states.shape[0]
+    g["out"] = grad_low.t() @ kept.attended
+    d_out = grad_low @ p.out.to(low)
+    grads = attend_backward(kept.q, kept.k, kept.v, kept.attention, d_out, batch, heads)
+    d_middle = torch.empty_like(kept.middle)
+    parts = zip("qkv", grads, kept.middle.chunk(3, 1), d_middle.chunk(3, 1), strict=True)
+    for name, d_rows, middle, d_part in parts:
+        g[f"{name}_up"], g[f"{name}_bias"] = d_rows.t() @ middle, kernels.column_sums(d_rows)
+        d_part.copy_(d_rows @ getattr(p, f"{name}_up").to(low))
+    d_n, norm = d_middle @ p.down.to(low), (p.gain2, p.shift2, eps)
+    grad, grad_low, sums = kernels.norm_backward(kept.x2, kept.stats2, norm, (d_n, None), grad, n)
+    g["gain2"], g["shift2"], _ = sums
+    g["down"], g["down_bias"] = d_middle.t() @ n, kernels.column_sums(d_middle)
+    return grad, grad_low
+
+
+def _recurrence_backward(
+    kept: Kept,
+    p: Parts,
+    grad: Tensor,
+    grad_low: Tensor,
+    shape: torch.Size,
+    eps: float,
+    g: dict[str, Tensor],
+) -> Tensor:
+    """Return the gradient of x1; the adjoints run from the last step to the first."""
+    low, states = grad_low.dtype, kept.states
+    g["C"] = grad_low.t() @ states.to(low).flatten(0, 1)
+    d_states = (grad_low @ p.C.to(low)).float().view(states.shape)
+    start = torch.zeros_like(states[:, 0])
+    adjoint = kernels.scan_states(d_states, p.A.contiguous(), start, reverse=True)
+    before = F.pad(states[:, :-1], (0, 0, 1, 0))
+    g["A"] = adjoint.flatten(0, 1).t() @ before.flatten(0, 1)
+    d_u = adjoint.to(low).flatten(0, 1)
+    g["B"] = d_u.t() @ kept.n1
+    zeros = grad.new_zeros(shape[0], shape[2])
+    d_n1, g["w"], g["D"], _ = kernels.ema_backward(
+        grad.view(shape), kept.n1.view(shape), p.w, p.D, zeros, zeros
+    )
+    parts, norm = (d_n1.flatten(0, 1), d_u @ p.B.to(low)), (p.gain1, p.shift1, eps)
+    grad, _, sums = kernels.norm_backward(kept.x1, kept.stats1, norm, parts, grad, None)
+    g["gain1"], g["shift1"], _ = sums
+    return grad
+
+
+def _parts(layer: Any) -> Parts:
     recurrence, attention, ffn = layer.recurrence, layer.attention, layer.ffn
-    return (
+    w = torch.sigmoid(recurrence.w_mix)
+    A = ops_i3.stable_transition(recurrence.A)
+    maps = (attention.qkv_down, attention.q_up, attention.k_up, attention.v_up, attention.o_proj)
+    return Parts(
         *_pair(layer.recurrence_norm),
-        torch.sigmoid(recurrence.w_mix),
-        ops_i3.stable_transition(recurrence.A),
-        recurrence.B,
-        recurrence.C,
-        recurrence.D,
+        *(w, A, recurrence.B, recurrence.C, recurrence.D),
         *_pair(layer.attention_norm),
-        *_pair(attention.qkv_down),
-        *_pair(attention.q_up),
-        *_pair(attention.k_up),
-        *_pair(attention.v_up),
-        *_pair(attention.o_proj),
+        *(tensor for module in maps for tensor in _pair(module)),
         *_pair(layer.ffn_norm),
         *(ffn.up.A, ffn.up.B, ffn.up.bias),
         *(ffn.down.A, ffn.down.B, ffn.down.bias),
     )
 
 
-def _pair(module: nn.Module) -> tuple[Tensor, Tensor]:
-    return module.weight, module.bias  # type: ignore[return-value]
+def _pair(module: nn.Module) -> tuple[Any, Any]:
+    return module.weight, module.bias
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """Say whether every part is one of ours, without hooks: an adapter's part must be called."""
-    ours = (layers_i3.LoRPtLinear, layers_i3.Projection, nn.LayerNorm)
+    leaves = (layers_i3.LoRPtLinear, layers_i3.Projection, layers_i3.Recurrence, nn.LayerNorm)
     for module in layer.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return False
-        if not any(module.children()) and type(module) not in (*ours, layers_i3.Recurrence):
+        if not any(module.children()) and type(module) not in leaves:
             return False
     return True
 
@@ -164,11 +242,11 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if low not in kernels.NAMES or not _is_plain(layer):
         return None
-    arguments = _arguments(layer)
-    if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in arguments):
+    parts = _parts(layer)
+    if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps
-    return _FusedLayer.apply(x.contiguous(), heads, eps, low, *arguments)
+    return _FusedLayer.apply(x.contiguous(), heads, eps, low, *parts)
 
 
 def install() -> bool:

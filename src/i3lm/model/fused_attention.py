@@ -1,8 +1,8 @@
 """Causal attention with a backward pass of its own, for `fused`.
 
-q, k, v and their gradients are (M, D): M = B * T tokens, D = H heads of K. Two ways: a compiled kernel that
-keeps a head in the processor's cache (bfloat16, where the processor multiplies it), else batched products
-over blocks of queries. Both compute the probabilities again on the way back.
+q, k, v and their gradients are (M, D): M = B * T tokens, D = H heads of K. Two ways: a compiled
+kernel that keeps a head in the processor's cache (bfloat16, where the processor multiplies it),
+else batched products over blocks of queries. Both compute the probabilities again on the way back.
 """
 
 import torch
