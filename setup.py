@@ -24,7 +24,7 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            ("tensor", ["tensor", "attention"], OPENMP),
+            ("tensor", ["tensor", "attention", "muon"], OPENMP),
         )
     ]
 )

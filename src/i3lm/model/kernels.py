@@ -3,31 +3,17 @@
 `low` is the type of the products' operands: bfloat16 or float32. Rows are tokens, (M, D).
 """
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from i3lm.native import tensor_library
+from i3lm.native import tensor_call, tensor_library
 
-ROWS = 32  # of a chunk, as in native/tensor.c
+ROWS, MAX_STATES = 32, 256  # as in native/tensor.c
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-def _argument(value: Tensor | int | float | None) -> object:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous()
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    return ctypes.c_void_p(None) if value is None else ctypes.c_int64(value)
-
-
 def _call(name: str, low: torch.dtype, *arguments: Tensor | int | float | None) -> None:
-    """Run a pass; MemoryError when it finds no memory for its scratch."""
-    function = getattr(tensor_library(), f"{name}_{NAMES[low]}")
-    if function(*map(_argument, arguments)):
-        raise MemoryError("no memory for the scratch space of a layer")
+    tensor_call(f"{name}_{NAMES[low]}", *arguments)
 
 
 def _partial(rows: int, *sizes: int) -> Tensor:
@@ -157,12 +143,10 @@ def ema_backward(
 
 def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False) -> Tensor:
     """Run s_t = M s_(t-1) + u_t; `columns` is M transposed, `state` (B, N) is updated."""
-    library = tensor_library()
-    assert library is not None
+    if u.shape[2] > MAX_STATES:
+        raise ValueError(f"the kernel holds at most {MAX_STATES} states, not {u.shape[2]}")
     out = torch.empty_like(u)
-    arguments = map(_argument, (*u.shape, columns, u, state, out))
-    if library.i3_state_scan(*arguments, ctypes.c_int(reverse)):
-        raise ValueError(f"the kernel holds at most 256 states, not {u.shape[2]}")
+    tensor_call("i3_state_scan", *u.shape, columns, u, state, out, int(reverse))
     return out
 
 

@@ -210,6 +210,7 @@ class Attention(nn.Module):
         self.k_up = Projection(r, d)
         self.v_up = Projection(r, d)
         self.o_proj = Projection(d, d, silent=True)
+        self.o_proj.weight.joined_maps = self.num_heads  # type: ignore[attr-defined]
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, K)

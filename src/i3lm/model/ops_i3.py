@@ -18,7 +18,9 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
-fused_layer: Callable | None = None  # (layer, x) -> the layer's output, or None where it does not fit
+fused_layer: Callable | None = (
+    None  # (layer, x) -> the layer's output, or None where it does not fit
+)
 
 
 def lorpt(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ import functools
 import importlib.machinery
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def _library_path(name: str) -> Path | None:
@@ -50,3 +51,23 @@ def _share_openmp() -> bool:
             continue
         return True
     return False
+
+
+def tensor_call(name: str, *arguments: Any) -> None:
+    """Run a kernel on tensors in memory, whole numbers and floats (None: a null pointer).
+
+    Raises MemoryError when the kernel finds no memory for its scratch space.
+    """
+    if getattr(tensor_library(), name)(*map(_argument, arguments)):
+        raise MemoryError("no memory for the scratch space of a layer")
+
+
+def _argument(value: Any) -> object:
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    if isinstance(value, float):
+        return ctypes.c_float(value)
+    if value is None:
+        return ctypes.c_void_p(None)
+    assert value.is_contiguous()
+    return ctypes.c_void_p(value.data_ptr())

@@ -66,7 +66,7 @@ static void state_block(int64_t steps, int64_t by, int64_t n, const float *restr
 /* u, out: (batch, steps, n); state: (batch, n), read and written. reverse: from the last step to the
  * first. Returns 1 when n is larger than the kernel's buffers. */
 int i3_state_scan(int64_t batch, int64_t steps, int64_t n, const float *columns, const float *u,
-                  float *state, float *out, int reverse) {
+                  float *state, float *out, int64_t reverse) {
     if (n > MAX_STATE) return 1;
     if (steps == 0) return 0;
     int64_t first = reverse ? (steps - 1) * n : 0, by = reverse ? -n : n;

@@ -5,6 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from i3lm.native import tensor_call, tensor_library
 from i3lm.optim.base import Optimizer, ParameterGroup
 from i3lm.optim.elementwise import adamw_update
 
@@ -12,32 +13,29 @@ from i3lm.optim.elementwise import adamw_update
 # kellerjordan.github.io/posts/muon): p(x) = a x + b x^3 + c x^5 drives singular values towards 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
+BATCH_NUMBERS = 1 << 20  # of the matrices that are orthogonalised together: 4 MB a copy
 
 
-def orthogonalise(batch: Tensor, low: torch.dtype = torch.float32) -> Tensor:
+def orthogonalise(x: Tensor) -> Tensor:
     """Return the nearly orthogonal factors of matrices (N, rows, columns) with rows <= columns.
 
-    All singular values move to about 1 (0.7 to 1.2). Matrices much wider than high are touched
-    twice only: the rounds run on the Gram matrix G = X X^T, where X <- Q X with
-    Q = a + b G + c G^2 means G <- Q G Q. Nearly square ones are iterated as they are, in the
-    precision `low`, where bfloat16 is known to do.
+    All singular values move to about 1 (0.7 to 1.2). The matrices themselves are touched twice
+    only: the rounds run on the Gram matrix G = X X^T over its trace |X|^2, where X <- Q X with
+    Q = a + b G + c G^2 means G <- Q G Q.
     """
-    x = batch / (batch.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
     a, b, c = COEFFICIENTS
-    if 3 * x.shape[1] > x.shape[2]:
-        x = x.to(low)
-        for _ in range(ROUNDS):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x.float()
     gram = x @ x.mT
-    eye = torch.eye(x.shape[1], device=x.device)
-    product = eye.expand_as(gram)
-    for _ in range(ROUNDS):
-        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
-        product = q @ product
-        gram = q @ gram @ q
-    return product @ x
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()[:, None, None] + 1e-7
+    gram /= norm**2
+    eye = a * torch.eye(x.shape[1], device=x.device)
+    product = None
+    for left in reversed(range(ROUNDS)):
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + eye
+        product = q if product is None else q @ product
+        if left:
+            gram = q @ gram @ q
+    assert product is not None
+    return (product / norm) @ x
 
 
 class Muon(Optimizer):
@@ -45,16 +43,13 @@ class Muon(Optimizer):
 
     A matrix update has the root-mean-square of an orthogonal matrix, scaled by
     sqrt(max(1, rows / columns)), so one rate serves all shapes. `betas[0]` is the momentum.
+    Where several maps share a matrix, each is orthogonalised by itself: `stacked_maps` blocks of
+    rows, as the down-projections of queries, keys and values, or `joined_maps` blocks of columns,
+    as the heads of the output projection, which together have the scale of the whole.
     """
 
-    def __init__(
-        self,
-        matrices: ParameterGroup,
-        others: list[ParameterGroup],
-        low: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, matrices: ParameterGroup, others: list[ParameterGroup]) -> None:
         super().__init__([matrices, *others])
-        self.low = low
         matrices.state = {"momentum": [torch.zeros_like(p) for p in matrices.parameters]}
         for group in others:
             group.state = {
@@ -68,19 +63,66 @@ class Muon(Optimizer):
         if "momentum" not in group.state:
             adamw_update(group, grads, lr, self.steps)
             return
-        beta = group.betas[0]
-        by_size: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for p, g, m in zip(group.parameters, grads, group.state["momentum"], strict=True):
-            m.lerp_(g, 1 - beta)
-            nesterov = torch.lerp(g, m, beta)
-            maps = getattr(p, "stacked_maps", 1)  # q, k, v in one matrix: an update for each
-            for part, update in zip(p.chunk(maps), nesterov.chunk(maps), strict=True):
-                by_size[min(part.shape), max(part.shape)].append((part, update))
-        for pairs in by_size.values():
-            wide = [u.t() if u.shape[0] > u.shape[1] else u for _, u in pairs]
-            orthogonal = orthogonalise(torch.stack(wide), self.low)
-            for (part, _), ortho in zip(pairs, orthogonal, strict=True):
-                rows, columns = part.shape
-                direction = ortho.t() if rows > columns else ortho
-                part.mul_(1 - lr * group.weight_decay)
-                part.sub_(direction, alpha=lr * max(1.0, rows / columns) ** 0.5)
+        by_shape = defaultdict(list)
+        for triple in zip(group.parameters, grads, group.state["momentum"], strict=True):
+            by_shape[_wide_shape(triple[0])].append(triple)
+        for shape, triples in by_shape.items():
+            together = max(1, BATCH_NUMBERS // triples[0][0].numel())
+            for i in range(0, len(triples), together):
+                _update_alike(shape, triples[i : i + together], group, lr)
+
+
+def _wide_shape(p: Tensor) -> tuple[int, int, int]:
+    """Return the maps, rows and columns of a matrix, turned so that rows <= columns."""
+    rows, columns = p.shape
+    if (maps := getattr(p, "joined_maps", 1)) > 1:
+        return maps, columns // maps, rows
+    maps = getattr(p, "stacked_maps", 1)
+    rows //= maps
+    return (1, columns, rows) if maps == 1 and rows > columns else (maps, rows, columns)
+
+
+def _update_alike(
+    shape: tuple[int, int, int],
+    triples: list[tuple[Tensor, Tensor, Tensor]],
+    group: ParameterGroup,
+    lr: float,
+) -> None:
+    """Update parameters that have one shape, from (parameter, gradient, momentum)."""
+    maps, rows, columns = shape
+    batch = triples[0][0].new_empty(len(triples), maps * rows, columns)
+    turned = [tuple(batch.shape[1:]) != tuple(p.shape) or _joined(p) for p, _, _ in triples]
+    for (p, grad, momentum), out, turn in zip(triples, batch, turned, strict=True):
+        _gather(grad.contiguous(), momentum, group.betas[0], out, turn)
+    directions = orthogonalise(batch.view(-1, rows, columns)).view_as(batch)
+    for (p, _, _), direction, turn in zip(triples, directions, turned, strict=True):
+        high, wide = p.shape if _joined(p) else (columns, rows) if turn else (rows, columns)
+        rate = lr * max(1.0, high / wide) ** 0.5
+        _apply(p, direction, 1.0 - lr * group.weight_decay, rate, turn)
+
+
+def _joined(p: Tensor) -> bool:
+    return getattr(p, "joined_maps", 1) > 1
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return fits and tensors[0].is_contiguous() and tensor_library() is not None
+
+
+def _gather(grad: Tensor, momentum: Tensor, beta: float, out: Tensor, turn: bool) -> None:
+    """Advance the momentum and write the Nesterov step to `out`, transposed with `turn`."""
+    if _compiled(momentum, grad, out):
+        tensor_call("i3_muon_gather", *grad.shape, grad, momentum, beta, out, int(turn))
+        return
+    momentum.lerp_(grad, 1 - beta)
+    step = torch.lerp(grad, momentum, beta)
+    out.copy_(step.t() if turn else step)
+
+
+def _apply(p: Tensor, direction: Tensor, keep: float, rate: float, turn: bool) -> None:
+    """p <- keep p - rate direction."""
+    if _compiled(p, direction):
+        tensor_call("i3_muon_apply", *p.shape, p, direction, keep, rate, int(turn))
+        return
+    p.mul_(keep).sub_(direction.t() if turn else direction, alpha=rate)

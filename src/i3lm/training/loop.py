@@ -53,8 +53,6 @@ class Trainer:
             lr = find_preset(config.preset).muon_lr
         self.optimizer = make_optimizer(config.optimizer, network.named_parameters(), lr)
         self.autocast = precision == "bf16"
-        if self.autocast and hasattr(self.optimizer, "low"):
-            self.optimizer.low = torch.bfloat16
         network.model.gradient_checkpointing = config.gradient_checkpointing
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
