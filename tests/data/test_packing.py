@@ -163,9 +163,8 @@ def test_copies_are_on_one_side_and_order_does_not_matter(tmp_path):
 
 
 def split_of(documents: list, share: float, seed: int = 0) -> tuple[list[Document], list[Document]]:
-    """Return (training, held-out) documents, checking that `train` was told of the former."""
-    counted: list[Document] = []
-    holdout = Holdout(share, seed, counted.append)
+    """Return (training, held-out) documents, checking that the plan lists what it does."""
+    holdout = Holdout(share, seed)
     for document in of(*documents):
         holdout.add(document)
     plan = holdout.finish("test")
@@ -174,7 +173,11 @@ def split_of(documents: list, share: float, seed: int = 0) -> tuple[list[Documen
         for part, side in plan.divide(document):
             sides[side].append(part)
     assert plan.documents == len(sides["train"]) + len(sides["held_out"])
-    assert sorted(d.plain for d in counted) == sorted(d.plain for d in sides["train"])
+    whole = [document.plain for document in of(*documents)]
+    for document in plan.held_out:
+        whole.remove(document.plain)
+    trained = [*whole, *(document.plain for document in plan.heads)]
+    assert sorted(d.plain for d in sides["train"]) == sorted(trained)
     return sides["train"], sides["held_out"]
 
 

@@ -58,17 +58,17 @@ class Lines:
     first: int
     tagged: bool
 
-    def document(self, line: str, index: int) -> Document:
-        """Return line number `index` of these as a document; UserError where it is none."""
-        where = f"{self.path}:{self.first + index}"
-        if not self.tagged:
-            return Document(line, None, where)
-        return read_conversation(line, where) if line.strip() else Document("", None, where)
-
     def documents(self) -> Iterator[Document]:
-        """Yield all documents, empty ones too."""
-        for index, line in enumerate(_split(self.text)):
-            yield self.document(line, index)
+        """Yield all documents, empty ones too; UserError for a line that is none."""
+        for number, line in enumerate(_split(self.text), self.first):
+            yield read_line(line, self.tagged, f"{self.path}:{number}")
+
+
+def read_line(line: str, tagged: bool, where: str) -> Document:
+    """Return the document that a line is; UserError where it should be a conversation."""
+    if not tagged:
+        return Document(line, None, where)
+    return read_conversation(line, where) if line.strip() else Document("", None, where)
 
 
 def line_form(messages: list[Message]) -> str:

@@ -19,21 +19,32 @@ _WHOLE = 0.1  # a document of up to this share of the corpus is held out whole w
 
 @dataclass
 class _Group:
-    """Equal documents: the first of them, and how many there are."""
+    """Equal documents: how to get one of them, its characters, and how many there are."""
 
-    document: Document
+    get: Callable[[], Document]
+    each: int
     copies: int = 1
 
     @property
+    def document(self) -> Document:
+        return self.get()
+
+    @property
     def characters(self) -> int:
-        return self.copies * self.document.characters
+        return self.copies * self.each
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `Holdout` chose: `divide` says where each document of the second pass goes."""
+    """What `Holdout` chose: `divide` says where each document of the second pass goes.
+
+    The documents that are trained on are all but those in `held_out` (once for each copy), and
+    those in `heads`: the beginning of one that is cut in two.
+    """
 
     documents: int  # how many `divide` will give, of both splits
+    held_out: list[Document]
+    heads: list[Document]
     _seed: int
     _take: dict[bytes, int]  # digest -> copies still to be held out
     _cut: dict[bytes, int]  # digest -> where its held-out part begins
@@ -69,51 +80,50 @@ class Holdout:
     corpus, otherwise its end, its beginning being trained on. Of a conversation, which cannot
     be cut, and of one that has copies, one copy is taken, unless nothing else would be left.
 
-    `train` is called once per document for every document (or part) that is not held out,
-    in no particular order. At most 1,000,000 characters and one document are kept in memory.
+    At most 1,000,000 characters and one document are kept in memory.
     """
 
-    def __init__(
-        self, share: float, seed: int, train: Callable[[Document], None] | None = None
-    ) -> None:
+    def __init__(self, share: float, seed: int) -> None:
         self._share = share
         self._seed = seed
-        self._train = train or (lambda document: None)
         self._groups: dict[bytes, _Group] = {}
         self._heap: list[tuple[int, bytes]] = []  # (minus the digest's value, digest)
         self._kept = self._documents = self._characters = 0
 
     def add(self, document: Document) -> None:
         """Take the next document."""
-        key = _digest(document, self._seed)
+        self._add(_digest(document, self._seed), document.characters, lambda: document)
+
+    def add_lines(self, scanned: ScannedLines) -> None:
+        """Take lines, taken apart with the salt of this seed, but for those left to Python."""
+        table = scanned.table
+        # In hash order: soon all others are beyond the last that is kept.
+        here = np.flatnonzero(scanned.here)
+        here = here[np.argsort(scanned.prefixes[here])]
+        for number, index in enumerate(here.tolist()):
+            if number % 64 == 0 and scanned.prefixes[index] > self._bound():
+                rest = here[number:]
+                self._documents += len(rest)
+                self._characters += int((table.characters[rest] + 1).sum())
+                return
+            key, characters = table.digests[index].tobytes(), int(table.characters[index]) + 1
+            self._add(key, characters, scanned.later(index))
+
+    def _add(self, key: bytes, characters: int, get: Callable[[], Document]) -> None:
         self._documents += 1
-        self._characters += document.characters
+        self._characters += characters
         if key in self._groups:
             self._groups[key].copies += 1
             return
-        self._groups[key] = _Group(document)
+        self._groups[key] = _Group(get, characters)
         heapq.heappush(self._heap, (-int.from_bytes(key), key))
-        self._kept += document.characters
+        self._kept += characters
         # Keep the first in hash order that, copies aside, reach the largest budget, and no more.
         while (
             len(self._heap) > MOST_DOCUMENTS
-            or self._kept - self._groups[self._heap[0][1]].document.characters >= MOST_CHARACTERS
+            or self._kept - self._groups[self._heap[0][1]].each >= MOST_CHARACTERS
         ):
-            group = self._groups.pop(heapq.heappop(self._heap)[1])
-            self._kept -= group.document.characters
-            self._release(group, group.copies)
-
-    def add_lines(self, scanned: ScannedLines) -> np.ndarray:
-        """Take the documents of many lines; return which of them `train` is not called for.
-
-        These, boolean (N,), are not held out, and the caller sees to them.
-        """
-        settled = scanned.here & (scanned.prefixes > self._bound())
-        self._documents += int(settled.sum())
-        self._characters += int((scanned.table.characters[settled] + 1).sum())
-        for index in np.flatnonzero(scanned.full & ~settled).tolist():
-            self.add(scanned.document(index))
-        return settled
+            self._kept -= self._groups.pop(heapq.heappop(self._heap)[1]).each
 
     def _bound(self) -> np.uint64:
         """Return the start of the digests beyond which a document would be given up at once."""
@@ -147,11 +157,11 @@ class Holdout:
                 f"{description}: one document that cannot be divided into training and held-out "
                 "text; give more"
             )
-        for key, group in self._groups.items():
-            self._release(group, group.copies - take.get(key, 0))
-            if key in cut and group.document.text is not None:
-                self._train(Document(group.document.text[: cut[key]], None, group.document.where))
-        return Plan(self._documents + len(cut), self._seed, take, cut)
+        held_out = [self._groups[key].document for key in take for _ in range(take[key])]
+        texts = [(self._groups[key].document, start) for key, start in cut.items()]
+        heads = [Document((d.text or "")[:start], None, d.where) for d, start in texts]
+        documents = self._documents + len(cut)
+        return Plan(documents, held_out, heads, self._seed, take, cut)
 
     def _take_part(
         self, key: bytes, room: int, take: dict[bytes, int], cut: dict[bytes, int]
@@ -165,10 +175,6 @@ class Holdout:
             take[key], cut[key] = 1, start
         elif sum(take.values()) + 1 < self._documents:
             take[key] = 1
-
-    def _release(self, group: _Group, copies: int) -> None:
-        for _ in range(copies):
-            self._train(group.document)
 
 
 def _digest(document: Document, seed: int) -> bytes:

@@ -1,11 +1,12 @@
 """Lines that the compiled code has taken apart: many documents at once, none a Python object."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from i3lm.data.documents import Document, Lines
+from i3lm.data.documents import Document, Lines, read_line
 from i3lm.tokenizer.kernel import LineTable, scan_lines
 
 
@@ -37,7 +38,17 @@ class ScannedLines:
         first = np.ascontiguousarray(self.table.digests[:, :8])
         return first.view(">u8")[:, 0].astype(np.uint64)
 
+    def others(self) -> Iterator[Document]:
+        """Yield the documents that the compiled code leaves to Python."""
+        return map(self.document, np.flatnonzero(self.full & ~self.here).tolist())
+
     def document(self, index: int) -> Document:
         """Return a line as a document; UserError where it is none."""
+        return self.later(index)()
+
+    def later(self, index: int) -> Callable[[], Document]:
+        """Return what makes the document of a line, without keeping the other lines in memory."""
         begin, end = int(self.table.begins[index]), int(self.table.ends[index])
-        return self.lines.document(self.table.data[begin:end].decode(), index)
+        data, where = self.table.data[begin:end], f"{self.lines.path}:{self.lines.first + index}"
+        tagged = self.lines.tagged
+        return lambda: read_line(data.decode(), tagged, where)

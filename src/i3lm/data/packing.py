@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from i3lm.data.holdout import Holdout
-from i3lm.data.passes import SPLITS, Progress, TokenFile, count, encode, survey
+from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
@@ -134,9 +134,8 @@ def prepare(
     report = progress or (lambda stage, share: None)
     threads = threads or min(MOST_THREADS, _cores())
     counter = None if tokenizer else VocabularyCounter(lowercase)
-    holdout = Holdout(held_out, seed, (lambda d: count(counter, d)) if counter else None)
-    survey(source, holdout, counter, seed=seed, threads=threads, report=report)
-    plan = holdout.finish(source.description)
+    holdout = Holdout(held_out, seed)
+    plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
     if tokenizer is None:
         assert counter is not None
         tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)

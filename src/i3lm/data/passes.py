@@ -29,18 +29,9 @@ _BATCH = 1 << 20  # characters of documents that make a piece
 _AHEAD = 3  # pieces in work at once, whatever the number of threads
 
 Progress = Callable[[str, float], None]
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Piece = list[Document] | ScannedLines
-
-
-def count(counter: VocabularyCounter, document: Document) -> None:
-    """Count a document's text, each message of a conversation as a text."""
-    if document.messages is None:
-        assert document.text is not None
-        counter.update(document.text)
-    else:
-        for message in document.messages:
-            counter.update(message["content"].strip())
 
 
 def survey(
@@ -51,25 +42,37 @@ def survey(
     seed: int,
     threads: int,
     report: Progress,
-) -> None:
-    """Show all documents to `holdout`, and count those lines that it leaves to the caller."""
+) -> Plan:
+    """Show all documents to `holdout`, return what it chose; count the others' text."""
+    whole_lines = counter.takes_lines if counter else library() is not None
     with _pool(threads) as pool:
+        for piece, rare in _pieces(source, "reading", report, pool, seed, whole_lines, counter):
+            if isinstance(piece, ScannedLines):
+                holdout.add_lines(piece)
+                if counter:
+                    counter.add_rare(rare)
+            for document in piece.others() if isinstance(piece, ScannedLines) else piece:
+                holdout.add(document)
+                if counter:
+                    _count(counter, document)
+    plan = holdout.finish(source.description)
+    if counter:
+        held_out = VocabularyCounter(counter.lowercase)
+        for document in plan.held_out:
+            _count(held_out, document)
+        counter.remove(held_out)
+        for document in plan.heads:
+            _count(counter, document)
+    return plan
 
-        def settled() -> Iterator[tuple[ScannedLines, np.ndarray]]:
-            whole_lines = counter.takes_lines if counter else library() is not None
-            for piece in _pieces(source, "reading", report, pool, seed, whole_lines):
-                if isinstance(piece, ScannedLines):
-                    yield piece, holdout.add_lines(piece)
-                else:
-                    for document in piece:
-                        holdout.add(document)
 
-        if counter is None:
-            deque(settled(), maxlen=0)
-            return
-        found = _ahead(pool, lambda both: counter.count_lines(both[0].table, both[1]), settled())
-        for rare in found:
-            counter.add_rare(rare)
+def _count(counter: VocabularyCounter, document: Document) -> None:
+    if document.messages is None:
+        assert document.text is not None
+        counter.update(document.text)
+    else:
+        for message in document.messages:
+            counter.update(message["content"].strip())
 
 
 def encode(
@@ -85,9 +88,10 @@ def encode(
     """Write the tokens of every document to the file of its split."""
     with _pool(threads) as pool:
         pieces = _pieces(source, "tokenizing", report, pool, seed, tokenizer.takes_lines)
-        parts = (part for piece in pieces for part in _divide(piece, plan))
-        for split, tokens in _ahead(pool, lambda part: (part[0], part[1](tokenizer)), parts):
-            files[split].add(tokens)
+        works = (_divide(piece, plan) for piece, _ in pieces)
+        for parts in _ahead(pool, lambda work: work(tokenizer), works):
+            for split, tokens in parts.items():
+                files[split].add(tokens)
 
 
 @dataclass
@@ -157,65 +161,59 @@ def encode_documents(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -
     return np.insert(ids, starts[before], np.array(tags, np.uint16)) if tags else ids
 
 
-# What a part of a piece becomes, in any thread.
-Encode = Callable[[ChunkTokenizer], Tokens]
+# Encodes a piece, in any thread: the tokens of each split, in order within it.
+Encode = Callable[[ChunkTokenizer], dict[str, Tokens]]
 
 
-def _documents(documents: Sequence[Document]) -> Encode:
-    def run(tokenizer: ChunkTokenizer) -> Tokens:
-        return Tokens(
-            encode_documents(tokenizer, documents),
-            len(documents),
-            sum(document.characters for document in documents),
-            sum(len(document.plain.encode()) + 1 for document in documents),
-        )
-
-    return run
-
-
-def _lines(scanned: ScannedLines, selected: np.ndarray) -> Encode:
-    def run(tokenizer: ChunkTokenizer) -> Tokens:
-        table = scanned.table
-        return Tokens(
-            tokenizer.encode_lines(table, selected)[0],
-            int(selected.sum()),
-            int((table.characters[selected] + 1).sum()),
-            int((table.ends[selected] - table.begins[selected] + 1).sum()),
-        )
-
-    return run
-
-
-def _divide(piece: Piece, plan: Plan) -> Iterator[tuple[str, Encode]]:
-    """Yield the parts of a piece and the split of each, in order within a split."""
+def _divide(piece: Piece, plan: Plan) -> Encode:
+    """Ask `plan` about the documents of a piece; return the work that is left to do."""
     if isinstance(piece, ScannedLines):
-        yield from _divide_lines(piece, plan)
-        return
+        special = plan.concerns(piece)
+        if 2 * special.sum() <= piece.full.sum():
+            return _divide_lines(piece, special, plan)
+        piece = [piece.document(index) for index in np.flatnonzero(piece.full).tolist()]
     sides: dict[str, list[Document]] = {split: [] for split in SPLITS}
     for document in piece:
         for part, split in plan.divide(document):
             sides[split].append(part)
-    for split, documents in sides.items():
-        if documents:
-            yield split, _documents(documents)
+    return lambda tokenizer: {split: _tokens(tokenizer, sides[split]) for split in SPLITS}
 
 
-def _divide_lines(scanned: ScannedLines, plan: Plan) -> Iterator[tuple[str, Encode]]:
-    """The lines that `plan` must see go by as documents, the runs between them as they are."""
-    special = plan.concerns(scanned)
-    if 2 * special.sum() > scanned.full.sum():
-        everything = np.flatnonzero(scanned.full).tolist()
-        yield from _divide([scanned.document(index) for index in everything], plan)
-        return
-    plain, begin = scanned.here & ~special, 0
-    for index in [*np.flatnonzero(special).tolist(), len(plain)]:
-        run = np.zeros_like(plain)
-        run[begin:index] = plain[begin:index]
-        if run.any():
-            yield "train", _lines(scanned, run)
-        if index < len(plain):
-            yield from _divide([scanned.document(index)], plan)
-        begin = index + 1
+def _divide_lines(scanned: ScannedLines, special: np.ndarray, plan: Plan) -> Encode:
+    """The special lines go by as documents, the others as they are."""
+    plain, held_out, trained = scanned.here & ~special, list[Document](), dict[int, Document]()
+    for index in np.flatnonzero(special).tolist():
+        for part, split in plan.divide(scanned.document(index)):
+            if split == "train":
+                trained[index] = part
+            else:
+                held_out.append(part)
+
+    def work(tokenizer: ChunkTokenizer) -> dict[str, Tokens]:
+        table = scanned.table
+        ids, ends = tokenizer.encode_lines(table, plain)
+        runs = np.split(ids, ends[list(trained)])
+        between = [_tokens(tokenizer, [document]) for document in trained.values()]
+        mixed = [each for b, run in zip(between, runs[1:], strict=True) for each in (b.ids, run)]
+        train = Tokens(
+            np.concatenate([runs[0], *mixed]),
+            int(plain.sum()) + len(between),
+            int((table.characters[plain] + 1).sum()) + sum(b.characters for b in between),
+            int((table.ends[plain] - table.begins[plain] + 1).sum())
+            + sum(b.bytes for b in between),
+        )
+        return {"train": train, "held_out": _tokens(tokenizer, held_out)}
+
+    return work
+
+
+def _tokens(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -> Tokens:
+    return Tokens(
+        encode_documents(tokenizer, documents),
+        len(documents),
+        sum(document.characters for document in documents),
+        sum(len(document.plain.encode()) + 1 for document in documents),
+    )
 
 
 def _pieces(
@@ -225,17 +223,24 @@ def _pieces(
     pool: Executor,
     seed: int,
     whole_lines: bool,
-) -> Iterator[Piece]:
-    """Yield all documents: lines of files taken apart (if `whole_lines`), others in lists."""
-    salt, said = salt_of(seed), -1
+    counter: VocabularyCounter | None = None,
+) -> Iterator[tuple[Piece, np.ndarray]]:
+    """Yield all documents: lines of files taken apart (if `whole_lines`), others in lists.
 
-    def scan(batch: list[Document] | Lines) -> Piece:
-        return ScannedLines.scan(batch, salt) if isinstance(batch, Lines) else batch
+    With a `counter` the lines are counted; beside each piece comes what is due to `add_rare`.
+    """
+    salt, said, none = salt_of(seed), -1, np.zeros(0, np.uint64)
 
-    for piece in _ahead(pool, scan, _batches(source, whole_lines)):
+    def scan(batch: list[Document] | Lines) -> tuple[Piece, np.ndarray]:
+        if not isinstance(batch, Lines):
+            return batch, none
+        scanned = ScannedLines.scan(batch, salt)
+        return scanned, counter.count_lines(scanned.table, scanned.here) if counter else none
+
+    for piece, rare in _ahead(pool, scan, _batches(source, whole_lines)):
         if isinstance(piece, ScannedLines):
             source.skipped["empty"] += int((~piece.full).sum())
-        yield piece
+        yield piece, rare
         if (percent := int(100 * source.progress)) > said:
             said = percent
             report(stage, percent / 100)

@@ -72,6 +72,22 @@ class VocabularyCounter:
         _add(self._tables, other._tables)
         self._add_rare(other._rare, other._rare_counts)
 
+    def remove(self, other: "VocabularyCounter") -> None:
+        """Take back what `other` has counted, texts that this one has counted, too.
+
+        Exact, but for rare chunks that were dropped from either.
+        """
+        for counter in (self, other):
+            counter._finish()
+        for table, counted in zip(self._tables, other._tables, strict=True):
+            table -= counted
+        _, mine, its = np.intersect1d(
+            self._rare, other._rare, assume_unique=True, return_indices=True
+        )
+        self._rare_counts[mine] -= other._rare_counts[its]
+        left = self._rare_counts > 0
+        self._rare, self._rare_counts = self._rare[left], self._rare_counts[left]
+
     def build(self, vocab_size: int = 4466, *, min_character_count: int | None = None) -> list[str]:
         """Return at most `vocab_size` tokens in id order; counting may go on afterwards.
 

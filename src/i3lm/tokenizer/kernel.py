@@ -34,11 +34,10 @@ def library() -> ctypes.CDLL | None:
         found.i3_text_encode_batch.restype = None
         found.i3_text_count.argtypes = [ctypes.c_char_p, _POINTER, _SIZE, *[_POINTER] * 5]
         found.i3_text_count.restype = _SIZE
-        found.i3_lines_scan.argtypes = [
-            *(ctypes.c_char_p, _SIZE, ctypes.c_int32, ctypes.c_char_p, *[_POINTER] * 5)
-        ]
+        text: list[Any] = [ctypes.c_char_p, _SIZE]
+        found.i3_lines_scan.argtypes = [*text, ctypes.c_int32, ctypes.c_char_p, *[_POINTER] * 5]
         found.i3_lines_scan.restype = _SIZE
-        table = [ctypes.c_char_p, _SIZE, *[_POINTER] * 3, ctypes.c_int32]
+        table = [*text, *[_POINTER] * 3, ctypes.c_int32]
         found.i3_lines_encode.argtypes = [_POINTER, *table, _POINTER, _POINTER]
         found.i3_lines_encode.restype = None
         found.i3_lines_count.argtypes = [*table, *[_POINTER] * 5]
