@@ -92,7 +92,7 @@ def _update_alike(
     maps, rows, columns = shape
     batch = triples[0][0].new_empty(len(triples), maps * rows, columns)
     turned = [tuple(batch.shape[1:]) != tuple(p.shape) or _joined(p) for p, _, _ in triples]
-    for (p, grad, momentum), out, turn in zip(triples, batch, turned, strict=True):
+    for (_, grad, momentum), out, turn in zip(triples, batch, turned, strict=True):
         _gather(grad.contiguous(), momentum, group.betas[0], out, turn)
     directions = orthogonalise(batch.view(-1, rows, columns)).view_as(batch)
     for (p, _, _), direction, turn in zip(triples, directions, turned, strict=True):
