@@ -5,6 +5,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -64,8 +65,11 @@ class Plan:
 
     def concerns(self, scanned: ScannedLines) -> np.ndarray:
         """Return which lines, boolean (N,), `divide` must see; all others are trained on."""
-        taken = np.array([_prefix(key) for key in self._take], np.uint64)
-        return scanned.full & (~scanned.here | np.isin(scanned.prefixes, taken))
+        return scanned.full & (~scanned.here | np.isin(scanned.prefixes, self._prefixes))
+
+    @cached_property
+    def _prefixes(self) -> np.ndarray:
+        return np.array([_prefix(key) for key in self._take], np.uint64)
 
 
 class Holdout:
