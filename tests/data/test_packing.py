@@ -145,16 +145,18 @@ turn = st.one_of(
     ),
     st.text(st.characters(codec="utf-8", exclude_characters="\n\0"), min_size=1, max_size=30),
 )
-joint = st.sampled_from([" "] * 8 + ["", "  ", "\t", "\u00a0"])
+rough = st.sampled_from([" ", " ", "", "  ", "\t", "\u00a0"])
 
 
 @st.composite
 def conversation_lines(draw) -> str:
+    """A conversation, in four of five cases written as the compiled code takes it."""
+    joint = draw(st.sampled_from([st.just(" ")] * 4 + [rough]))
     parts = []
     for tag in ["[INST]", "[/INST]"] * draw(st.integers(1, 3)):
-        content = draw(turn.filter(lambda text: text.strip() and "INST]" not in text))
-        parts += [tag, draw(joint), content, draw(joint)]
-    return "".join(parts[:-1]) + draw(st.sampled_from(["", "", "", " ", "\u2028"]))
+        content = draw(turn.map(str.strip).filter(lambda text: text and "INST]" not in text))
+        parts += [tag, draw(joint), content * draw(st.sampled_from([1, 1, 1, 9])), draw(joint)]
+    return "".join(parts[:-1])
 
 
 blank = st.sampled_from(["", " ", "\t", "\u00a0\u2003"])
@@ -209,10 +211,16 @@ def test_many_blocks_give_the_same_tokens_in_every_way(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "one" / "manifest.json").read_text())["skipped"]["empty"] == 1
 
 
-def test_a_line_that_is_no_conversation_is_named_by_any_number_of_threads(tmp_path):
-    path = lines_file(tmp_path / "a.txt", ["[INST] a [/INST] b"] * 9 + ["[INST] alone"])
+@pytest.mark.parametrize(
+    "line",
+    ["[INST] alone", "[INST] a [/INST] b [INST] c", "[/INST] a [INST] b", "[INST] a [/INST]"],
+)
+def test_a_line_that_is_no_conversation_is_named(tmp_path, monkeypatch, line):
+    monkeypatch.setattr(holdout_module, "MOST_DOCUMENTS", 5)
+    good = [f"[INST] {text} [/INST] {n}" for n, text in enumerate(stories(200))]
+    path = lines_file(tmp_path / "a.txt", [*good, line])
     for threads in (1, 2):
-        with pytest.raises(UserError, match=r"a.txt:10: not a conversation"):
+        with pytest.raises(UserError, match=r"a.txt:201: not a conversation"):
             prepare(open_source(path), tmp_path / "c", vocab_size=VOCAB, threads=threads)
 
 
