@@ -176,6 +176,7 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
         Path(config.out) / "data",
         vocab_size=config.vocab_size or preset.tokenizer_size,
         lowercase=config.lowercase,
+        threads=config.threads,
         progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
     )
 
