@@ -23,6 +23,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# About ten minutes on two cores; each part by itself: i3lm bench train, ...
+bench: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	for part in startup tokenizer decode train; do $(BIN)/i3lm bench $$part || exit 1; done
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests setup.py
 	$(BIN)/ruff check src tests setup.py

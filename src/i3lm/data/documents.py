@@ -312,4 +312,4 @@ def _decode(raw: bytes, path: Path, number: int, offset: int) -> str:
         )
     if offset == 0:
         text = text.removeprefix("\ufeff")
-    return text.replace("\r\n", "\n")
+    return text.replace("\r\n", "\n") if "\r" in text else text
