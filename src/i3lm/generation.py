@@ -15,6 +15,7 @@ from torch import Tensor
 
 from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
+from i3lm.model.decoding import CompiledStep
 from i3lm.model.layers_i3 import I3Network
 from i3lm.tokenizer import BOS, END_INST, EOS, INST, PAD, UNK, ChunkTokenizer
 from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
@@ -77,6 +78,7 @@ class Decoder:
         self._device = next(network.parameters()).device
         self._ids: list[int] = []
         self._states = network.new_states()
+        self._step = CompiledStep(network) if CompiledStep.fits(network) else None
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> Tensor:
@@ -86,13 +88,18 @@ class Decoder:
             self.moved = True
             ids = self._ids[-max(1, self.window // 2) :]
             self._states = self.network.new_states()
-        tokens = torch.tensor([list(ids)], device=self._device)
-        # Products of one row are too small to share: threads would only wait for each other.
-        with _threads(1 if len(ids) == 1 else torch.get_num_threads()):
-            logits = self.network(tokens, self._states, last_only=True)[0, 0].float().cpu()
+        logits = self._last_logits(list(ids))
         if logits.isnan().any():
             raise UserError("the model's output is not a number; train it anew at a lower rate")
         return logits
+
+    def _last_logits(self, ids: list[int]) -> Tensor:
+        if self._step is not None and len(ids) == 1 and self._states[0].length:
+            return self._step(torch.tensor(ids), self._states)[0]
+        # Products of one row are too small to share: threads would only wait for each other.
+        with _threads(1 if len(ids) == 1 else torch.get_num_threads()):
+            tokens = torch.tensor([ids], device=self._device)
+            return self.network(tokens, self._states, last_only=True)[0, 0].float().cpu()
 
 
 @contextlib.contextmanager

@@ -204,12 +204,13 @@ def _recurrence_backward(
     return grad
 
 
-def _parts(layer: Any) -> Parts:
+def parts_of(layer: Any) -> Parts:
+    """Return the tensors of an `I3Layer`."""
     recurrence, attention, ffn = layer.recurrence, layer.attention, layer.ffn
     w = torch.sigmoid(recurrence.w_mix)
     A = ops_i3.stable_transition(recurrence.A)
     maps = (attention.qkv_down, attention.q_up, attention.k_up, attention.v_up, attention.o_proj)
-    return Parts(
+    tensors = (
         *_pair(layer.recurrence_norm),
         *(w, A, recurrence.B, recurrence.C, recurrence.D),
         *_pair(layer.attention_norm),
@@ -218,13 +219,14 @@ def _parts(layer: Any) -> Parts:
         *(ffn.up.A, ffn.up.B, ffn.up.bias),
         *(ffn.down.A, ffn.down.B, ffn.down.bias),
     )
+    return Parts._make(tensors)
 
 
 def _pair(module: nn.Module) -> tuple[Any, Any]:
     return module.weight, module.bias
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Say whether every part is one of ours, without hooks: an adapter's part must be called."""
     leaves = (layers_i3.LoRPtLinear, layers_i3.Projection, layers_i3.Recurrence, nn.LayerNorm)
     for module in layer.modules():
@@ -240,9 +242,9 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    if low not in kernels.NAMES or not _is_plain(layer):
+    if low not in kernels.NAMES or not is_plain(layer):
         return None
-    parts = _parts(layer)
+    parts = parts_of(layer)
     if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps

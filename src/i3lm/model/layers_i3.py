@@ -136,6 +136,14 @@ class LayerState:
         self._values[:, :, begin : self.length] = values
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
+    def buffers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return h, s, and the whole buffers of keys and values, all contiguous; ours to change."""
+        assert self.recurrent is not None
+        assert self._keys is not None
+        assert self._values is not None
+        h, s = self.recurrent = tuple(t.contiguous() for t in self.recurrent)  # type: ignore[assignment]
+        return h, s, self._keys, self._values
+
 
 class State(Protocol):
     """The part of a cache that a layer sees; `LayerState` is ours, transformers' is wrapped."""

@@ -18,9 +18,8 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
-fused_layer: Callable | None = (
-    None  # (layer, x) -> the layer's output, or None where it does not fit
-)
+# (layer, x) -> the layer's output, or None where it does not fit.
+fused_layer: Callable | None = None
 
 
 def lorpt(x: Tensor, A: Tensor, B: Tensor, bias: Tensor | None) -> Tensor:
@@ -277,6 +276,7 @@ class _HeadLoss(torch.autograd.Function):
             total += loss
             if grads is None:
                 continue
+            assert grad_bias is not None
             grads[3] += grad_bias
             grads[1] += logits.t() @ middle  # they are their gradient now
             grad = logits @ A_low

@@ -67,7 +67,7 @@ def _argument(value: Any) -> object:
         return ctypes.c_int64(value)
     if isinstance(value, float):
         return ctypes.c_float(value)
-    if value is None:
-        return ctypes.c_void_p(None)
+    if value is None or isinstance(value, ctypes.Array):
+        return value
     assert value.is_contiguous()
     return ctypes.c_void_p(value.data_ptr())

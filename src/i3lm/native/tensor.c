@@ -10,24 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "normal.h"
 #include "numbers.h"
 
 #define BLOCK 128 /* channels that one thread carries through time: 512 bytes of each row */
 #define ROWS 32   /* rows of a chunk; kernels.py has the same number */
 #define MAX_STATE 256
-
-/* The normal distribution's Phi(x) and its density, for GELU. |error| < 1e-7 (Abramowitz and Stegun, 7.1.26). */
-static inline float normal(float x, float *density) {
-    float e = exponential(-0.5f * x * x), z = fabsf(x) * 0.707106781f, t = 1 / (1 + 0.3275911f * z);
-    float p = 1.061405429f;
-    p = p * t - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = p * t + 0.254829592f;
-    float tail = 0.5f * p * t * e;
-    *density = 0.398942280f * e;
-    return x < 0 ? tail : 1 - tail;
-}
 
 #define LOW float
 #define LOAD load_f32

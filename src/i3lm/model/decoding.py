@@ -1,0 +1,74 @@
+"""One position at a time through a network: a single compiled call where it fits.
+
+torch's own call of some thirty small operations a layer costs several times their arithmetic.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from i3lm.model import fused
+from i3lm.model.layers_i3 import I3Network, LayerState, used_rows
+from i3lm.native import tensor_call, tensor_library
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    assert all(t.is_contiguous() for t in tensors)
+    return [t.data_ptr() for t in tensors]
+
+
+class CompiledStep:
+    """The step of a network whose weights stay as they are. Keeps the network's tensors alive."""
+
+    def __init__(self, network: I3Network) -> None:
+        self.network = network
+        model, head, self.config = network.model, network.lm_head, network.config
+        self.classes = used_rows(self.config)
+        with torch.no_grad():
+            self._layers = [fused.parts_of(layer) for layer in model.layers]
+        self._outer: tuple[Tensor, ...] = (
+            *(model.embed_tokens.weight, model.embed_positions.weight),
+            *(model.norm.weight, model.norm.bias, head.A, head.B, head.bias),  # type: ignore[assignment]
+        )
+        self._outer_addresses = (ctypes.c_void_p * len(self._outer))(*_addresses(self._outer))
+        self._layer_addresses = [_addresses(parts) for parts in self._layers]
+
+    @staticmethod
+    def fits(network: I3Network) -> bool:
+        """Say whether the compiled step can stand for the network."""
+        if tensor_library() is None or network.lm_head.bias is None:
+            return False
+        plain = all(map(fused.is_plain, network.model.layers)) and fused.is_plain(network.lm_head)
+        tensors = network.parameters()
+        return plain and all(
+            t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
+            for t in tensors
+        )
+
+    @torch.inference_mode()
+    def __call__(self, tokens: Tensor, states: list[LayerState], threads: int = 1) -> Tensor:
+        """Return logits (B, V) after tokens (B,) int64, which the states then hold too.
+
+        The states must hold a position already. V counts the used rows of the vocabulary alone.
+        """
+        config, position, streams = self.config, states[0].length, len(tokens)
+        if position + 1 > states[0].capacity:
+            raise ValueError(f"the window of {states[0].capacity} positions is full")
+        addresses = []
+        for layer, state in zip(self._layer_addresses, states, strict=True):
+            addresses += [*layer, *_addresses(state.buffers())]
+            state.length += 1
+        logits = torch.empty(streams, self.classes)
+        tensor_call(
+            "i3_decode",
+            *(streams, len(states), config.hidden_size, config.num_attention_heads, config.rank),
+            *(config.state_size, config.intermediate_size, self.classes),
+            *(states[0].capacity, position, threads, float(config.layer_norm_eps)),
+            tokens.contiguous(),
+            (ctypes.c_void_p * len(addresses))(*addresses),
+            self._outer_addresses,
+            logits,
+        )
+        return logits

@@ -1,0 +1,78 @@
+"""The compiled step of generation against the network's own."""
+
+import pytest
+import torch
+from torch import nn
+
+from i3lm.generation import Decoder
+from i3lm.model import COMPILED
+from i3lm.model.decoding import CompiledStep
+from i3lm.model.layers_i3 import I3Network
+from i3lm.presets import Architecture
+
+pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiler built the C kernels here")
+
+
+def random_network(**sizes) -> I3Network:
+    torch.manual_seed(5)
+    config = {
+        "vocab_size": 50,
+        "hidden_size": 36,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "intermediate_size": 50,
+        "max_position_embeddings": 24,
+        "rank": 7,
+        "state_size": 5,
+    }
+    network = I3Network(Architecture(**{**config, **sizes})).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("streams", [1, 3, 4, 9])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [{}, {"used_vocab_size": 41, "rank": 1, "state_size": 1}])
+@torch.inference_mode()
+def test_it_is_the_networks_step(streams, threads, sizes):
+    network = random_network(**sizes)
+    step, ids = CompiledStep(network), torch.randint(0, 41, (streams, 24))
+    mine, truth = network.new_states(), network.new_states()
+    for states in (mine, truth):
+        network(ids[:, :3], states)
+    for i in range(3, 24):
+        expected = network(ids[:, i : i + 1], truth)[:, 0]
+        got = step(ids[:, i], mine, threads)
+        assert torch.allclose(got, expected[:, : got.shape[1]], atol=1e-5, rtol=1e-4)
+    for a, b in zip(mine, truth, strict=True):
+        assert a.length == b.length == 24
+        for x, y in zip(a.buffers(), b.buffers(), strict=True):
+            assert torch.allclose(x, y, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="24 positions"):
+        step(ids[:, 0], mine)
+
+
+def test_it_stands_for_plain_float32_networks_only():
+    assert CompiledStep.fits(random_network())
+    assert not CompiledStep.fits(random_network().double())
+    assert not CompiledStep.fits(random_network().bfloat16())
+    network = random_network()
+    network.model.layers[1].ffn.up.register_forward_hook(lambda *_: None)
+    assert not CompiledStep.fits(network)
+    network = random_network()
+    network.model.layers[0].attention.o_proj = nn.Linear(36, 36)
+    assert not CompiledStep.fits(network)
+
+
+def test_a_decoder_says_the_same_with_and_without_it(monkeypatch):
+    ids = list(range(10))
+    logits = []
+    for fits in (True, False):
+        monkeypatch.setattr(CompiledStep, "fits", lambda network, fits=fits: fits)
+        decoder = Decoder(random_network())
+        steps = [decoder.feed(ids), *(decoder.feed([i]) for i in range(30))]  # past the window
+        assert decoder.moved
+        logits.append(torch.stack(steps))
+    assert torch.allclose(*logits, atol=1e-5, rtol=1e-4)
