@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch.overrides import TorchFunctionMode
 
 from i3lm.card import model_card
 from i3lm.errors import UserError
@@ -116,11 +117,23 @@ def _network_for(state: dict[str, torch.Tensor], architecture: Architecture) -> 
     # The total first: sizes from a damaged file may be too large to build even without memory.
     if sum(tensor.numel() for tensor in state.values()) != architecture.parameters:
         return None
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialisation():
         network = I3Network(architecture)
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     fits = shapes == {name: t.shape for name, t in state.items() if t.is_floating_point()}
     return network if fits else None
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Draws no parameters: on tensors without memory that would import torch's compiler, 1.3 s."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _architecture(folder: Path) -> Architecture:

@@ -42,6 +42,12 @@ def test_the_package_imports_nothing_heavy():
     assert not HEAVY & set(done.stdout.split())
 
 
+def test_loading_a_model_imports_no_compiler(folder):
+    done = python(f"import sys, i3lm; i3lm.load({str(folder)!r}); print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert not {"torch._dynamo", "torch._inductor", "transformers"} & set(done.stdout.split())
+
+
 def test_lazy_names():
     for name in i3lm.__all__:
         assert getattr(i3lm, name) is not None
