@@ -42,10 +42,13 @@ def test_norm(low, rows, width):
         draw(width),
         draw(width, seed=1),
     )
-    y, n, stats = kernels.norm_forward(x, added, (gain, shift, 1e-5), low)
-    truth = [t.double().requires_grad_() for t in (x + added.float(), gain, shift)]
+    beside = draw(width, seed=2)
+    y, n, stats = kernels.norm_forward(x, (added, beside), (gain, shift, 1e-5), low)
+    written = x + added.float() + beside
+    truth = [t.double().requires_grad_() for t in (written, gain, shift)]
     expected = naive.layer_norm(*truth, 1e-5)
-    assert torch.equal(y, x + added.float())
+    assert torch.equal(y, written)
+    assert torch.equal(y, kernels.add(x, (added, beside)))
     assert error(n, expected) < TOLERANCES[low]
     grads, beside = (
         (draw(rows, width, seed=2).to(low), draw(rows, width, seed=3).to(low)),
@@ -67,12 +70,13 @@ def test_norm(low, rows, width):
 @LOWS
 def test_gelu(low):
     x = torch.cat([draw(37, 50) * 3, torch.tensor([[-30.0, -5.0, -0.0, 0.0, 5.0] * 10])]).to(low)
+    shift = draw(50, seed=1)
     truth = x.double().requires_grad_()
-    expected = naive.gelu(truth)
+    expected = naive.gelu(truth + shift)
     grad = draw(38, 50, seed=1).to(low)
     expected.backward(grad.double())
-    assert error(kernels.gelu(x), expected) < TOLERANCES[low]
-    y, sums = kernels.gelu_backward(x, grad)
+    assert error(kernels.gelu(x, shift), expected) < TOLERANCES[low]
+    y, sums = kernels.gelu_backward(x, shift, grad)
     assert error(y, expected) < TOLERANCES[low]
     assert error(grad, truth.grad) < TOLERANCES[low]
     assert error(sums, truth.grad.sum(0)) < 1e-5
@@ -100,11 +104,13 @@ def test_attention(monkeypatch, low, batch, steps, heads, size, kernel):
     def split(x: torch.Tensor) -> torch.Tensor:
         return x.view(batch, steps, heads, size).transpose(1, 2)
 
+    biases = draw(heads * size, seed=5), draw(heads * size, seed=6)
     truth = [t.double().requires_grad_() for t in inputs[:3]]
-    expected = F.scaled_dot_product_attention(*map(split, truth), is_causal=True)
+    q, k, v = truth[0] + biases[0], truth[1], truth[2] + biases[1]
+    expected = F.scaled_dot_product_attention(*map(split, (q, k, v)), is_causal=True)
     expected.backward(split(inputs[3].double()))
-    out, kept = fused_attention.attend(*inputs[:3], batch, heads)
-    grads = fused_attention.attend_backward(*inputs[:3], kept, inputs[3], batch, heads)
+    out, kept = fused_attention.attend(*inputs[:3], biases, batch, heads)
+    grads = fused_attention.attend_backward(*inputs[:3], biases[0], kept, inputs[3], batch, heads)
     assert error(split(out), expected) < 2 * TOLERANCES[low]
     if steps > 1:  # one key: the gradients of q and k are zero
         for mine, t in zip(grads, truth, strict=True):
@@ -132,7 +138,7 @@ def test_nan_stays_nan():
     _, n, _ = kernels.norm_forward(x, None, (draw(8), draw(8), 1e-5), torch.bfloat16)
     assert n[1].isnan().all()
     assert n[0].isfinite().all()
-    assert kernels.gelu(x.bfloat16())[1, 2].isnan()
+    assert kernels.gelu(x.bfloat16(), torch.zeros(8))[1, 2].isnan()
     loss, _ = kernels.cross_entropy(x, torch.zeros(8), torch.tensor([0, 1, 2]), True)
     assert loss.isnan()
 
@@ -219,5 +225,6 @@ def test_frozen_parts_get_no_gradient():
 @given(x=st.lists(st.floats(width=32), min_size=1, max_size=40))
 def test_rounding_to_bfloat16_is_torchs(x):
     values = torch.tensor([x])
-    mine = kernels.add(torch.zeros_like(values), values.bfloat16())
+    zeros = torch.zeros_like(values)
+    mine = kernels.add(zeros, (values.bfloat16(), zeros[0]))
     assert torch.equal(mine.nan_to_num(7.0), values.bfloat16().float().nan_to_num(7.0))

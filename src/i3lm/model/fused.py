@@ -61,7 +61,7 @@ class Kept(NamedTuple):
     x2: Tensor
     stats2: Tensor
     middle: Tensor  # (M, 3 R) low
-    q: Tensor  # (M, D) low, as k, v and the attention's output
+    q: Tensor  # (M, D) low, before its bias, as k, v; `attended` is the attention's output
     k: Tensor
     v: Tensor
     attention: Tensor
@@ -69,7 +69,7 @@ class Kept(NamedTuple):
     x3: Tensor
     stats3: Tensor
     up_middle: Tensor  # (M, R) low
-    inner: Tensor  # (M, F) low, before GELU
+    inner: Tensor  # (M, F) low, before bias and GELU
     down_middle: Tensor  # (M, R) low
 
 
@@ -87,25 +87,22 @@ class _FusedLayer(torch.autograd.Function):
         states = kernels.scan_states(u, p.A.t().contiguous(), u.new_zeros(batch, u.shape[2]))
         zeros = x1.new_zeros(batch, width)
         mixed, _ = kernels.ema_forward(n1.view(x_BTD.shape), p.w, p.D, x_BTD, zeros)
-        written = states.to(low).flatten(0, 1) @ p.C.to(low).t()
+        written = states.to(low).flatten(0, 1) @ p.C.to(low).t(), torch.zeros_like(p.D)
 
         norm = (p.gain2, p.shift2, eps)
         x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, norm, low)
         middle = F.linear(n2, p.down.to(low), p.down_bias.to(low))
-        ups = ((p.q_up, p.q_bias), (p.k_up, p.k_bias), (p.v_up, p.v_bias))
-        q, k, v = (
-            F.linear(part, up.to(low), bias.to(low))
-            for part, (up, bias) in zip(middle.chunk(3, 1), ups, strict=True)
-        )
-        attended, attention = attend(q, k, v, batch, heads)
-        written = F.linear(attended, p.out.to(low), p.out_bias.to(low))
+        ups = zip((p.q_up, p.k_up, p.v_up), middle.chunk(3, 1), strict=True)
+        q, k, v = (part @ up.to(low).t() for up, part in ups)
+        attended, attention = attend(q, k, v, (p.q_bias, p.v_bias), batch, heads)
+        written = attended @ p.out.to(low).t(), p.out_bias
 
         norm = (p.gain3, p.shift3, eps)
         x3, n3, stats3 = kernels.norm_forward(x2, written, norm, low)
         up_middle = n3 @ p.up_B.to(low).t()
-        inner = F.linear(up_middle, p.up_A.to(low), p.up_bias.to(low))
-        down_middle = kernels.gelu(inner) @ p.down_B.to(low).t()
-        written = F.linear(down_middle, p.down_A.to(low), p.ffn_bias.to(low))
+        inner = up_middle @ p.up_A.to(low).t()
+        down_middle = kernels.gelu(inner, p.up_bias) @ p.down_B.to(low).t()
+        written = down_middle @ p.down_A.to(low).t(), p.ffn_bias
 
         kept = Kept(
             x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
@@ -137,7 +134,7 @@ def _ffn_backward(
     g["ffn_bias"], g["down_A"] = kernels.column_sums(grad_low), grad_low.t() @ kept.down_middle
     d_middle = grad_low @ p.down_A.to(low)
     d_inner = d_middle @ p.down_B.to(low)
-    activation, g["up_bias"] = kernels.gelu_backward(kept.inner, d_inner)
+    activation, g["up_bias"] = kernels.gelu_backward(kept.inner, p.up_bias, d_inner)
     g["down_B"], g["up_A"] = d_middle.t() @ activation, d_inner.t() @ kept.up_middle
     d_middle = d_inner @ p.up_A.to(low)
     d_n, n = d_middle @ p.up_B.to(low), torch.empty_like(grad_low)
@@ -162,12 +159,14 @@ def _attention_backward(
     low, batch = grad_low.dtype, kept.states.shape[0]
     g["out"] = grad_low.t() @ kept.attended
     d_out = grad_low @ p.out.to(low)
-    grads = attend_backward(kept.q, kept.k, kept.v, kept.attention, d_out, batch, heads)
+    grads = attend_backward(kept.q, kept.k, kept.v, p.q_bias, kept.attention, d_out, batch, heads)
     d_middle = torch.empty_like(kept.middle)
     parts = zip("qkv", grads, kept.middle.chunk(3, 1), d_middle.chunk(3, 1), strict=True)
     for name, d_rows, middle, d_part in parts:
-        g[f"{name}_up"], g[f"{name}_bias"] = d_rows.t() @ middle, kernels.column_sums(d_rows)
+        g[f"{name}_up"] = d_rows.t() @ middle
         d_part.copy_(d_rows @ getattr(p, f"{name}_up").to(low))
+    g["q_bias"], g["v_bias"] = kernels.column_sums(grads[0]), kernels.column_sums(d_out)
+    g["k_bias"] = torch.zeros_like(p.k_bias)
     d_n, norm = d_middle @ p.down.to(low), (p.gain2, p.shift2, eps)
     grad, grad_low, sums = kernels.norm_backward(kept.x2, kept.stats2, norm, (d_n, None), grad, n)
     g["gain2"], g["shift2"], _ = sums

@@ -3,6 +3,7 @@
 q, k, v and their gradients are (M, D): M = B * T tokens, D = H heads of K. Two ways: a compiled
 kernel that keeps a head in the processor's cache (bfloat16, where the processor multiplies it),
 else batched products over blocks of queries. Both compute the probabilities again on the way back.
+q and v come without their biases, which are added here; a bias of k would change nothing.
 """
 
 import torch
@@ -11,10 +12,13 @@ from torch import Tensor
 from i3lm.model import kernels
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, batch: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Return the output (M, D) and what `attend_backward` needs beside it."""
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, biases: tuple[Tensor, Tensor], batch: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Return the output (M, D) and what `attend_backward` needs beside it. biases: of q and v."""
     if kernels.attention_supported(q, heads):
-        return kernels.attention_forward(q, k, v, batch, heads)
+        return kernels.attention_forward(q, k, v, biases, batch, heads)
+    q, v = (x + bias.to(x.dtype) for x, bias in zip((q, v), biases, strict=True))
     q, k, v = (_split(x, batch, heads) for x in (q, k, v))
     out = torch.empty_like(q)
     for begin, end in _blocks(q.shape[1]):
@@ -25,11 +29,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, batch: int, heads: int) -> tuple[Ten
 
 
 def attend_backward(
-    q: Tensor, k: Tensor, v: Tensor, kept: Tensor, grad: Tensor, batch: int, heads: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_bias: Tensor,
+    kept: Tensor,
+    grad: Tensor,
+    batch: int,
+    heads: int,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of q, k, v from that of the output."""
     if kept.numel():
-        return kernels.attention_backward(q, k, v, kept, grad)
+        return kernels.attention_backward(q, k, v, q_bias, kept, grad)
+    q = q + q_bias.to(q.dtype)
     q, k, v, grad = (_split(x, batch, heads) for x in (q, k, v, grad))
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for begin, end in _blocks(q.shape[1]):

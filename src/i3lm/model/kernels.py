@@ -21,14 +21,18 @@ def _partial(rows: int, *sizes: int) -> Tensor:
     return torch.empty(-(-rows // ROWS), *sizes)
 
 
+Written = tuple[Tensor, Tensor]  # what a branch writes, (M, D) low, and its bias (D)
+
+
 def norm_forward(
-    x: Tensor, add: Tensor | None, norm: tuple[Tensor, Tensor, float], low: torch.dtype
+    x: Tensor, written: Written | None, norm: tuple[Tensor, Tensor, float], low: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y = x + add, LayerNorm(y) in `low`, and the rows' statistics (M, 2)."""
-    y = x if add is None else torch.empty_like(x)
+    """Return y = x + what is written, LayerNorm(y) in `low`, and the rows' statistics (M, 2)."""
+    y = x if written is None else torch.empty_like(x)
+    added, shift = written or (None, None)
     n, stats = torch.empty_like(x, dtype=low), x.new_empty(x.shape[0], 2)
     weight, bias, eps = norm
-    _call("i3_norm_forward", low, *x.shape, x, add, y, weight, bias, eps, n, stats)
+    _call("i3_norm_forward", low, *x.shape, x, added, shift, y, weight, bias, eps, n, stats)
     return y, n, stats
 
 
@@ -53,10 +57,10 @@ def norm_backward(
     return grad, grad_low, partial.sum(0)
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
-    """Return x + y in float32."""
+def add(x: Tensor, written: Written) -> Tensor:
+    """Return x + what is written, in float32."""
     out = torch.empty_like(x)
-    _call("i3_add", y.dtype, *x.shape, x, y, out)
+    _call("i3_add", written[0].dtype, *x.shape, x, *written, out)
     return out
 
 
@@ -67,17 +71,17 @@ def column_sums(x: Tensor) -> Tensor:
     return partial.sum(0)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Return the exact GELU of x (M, D)."""
+def gelu(x: Tensor, shift: Tensor) -> Tensor:
+    """Return the exact GELU of x (M, D) + shift (D)."""
     y = torch.empty_like(x)
-    _call("i3_gelu_forward", x.dtype, *x.shape, x, y)
+    _call("i3_gelu_forward", x.dtype, *x.shape, x, shift, y)
     return y
 
 
-def gelu_backward(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace grad (M, D) by that of x; return gelu(x) and the column sums of the new grad."""
+def gelu_backward(x: Tensor, shift: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace grad (M, D) by that of x; return gelu(x + shift) and the new grad's column sums."""
     y, partial = torch.empty_like(x), _partial(*x.shape)
-    _call("i3_gelu_backward", x.dtype, *x.shape, x, y, grad, partial)
+    _call("i3_gelu_backward", x.dtype, *x.shape, x, shift, y, grad, partial)
     return y, partial.sum(0)
 
 
@@ -102,22 +106,25 @@ def _heads(q: Tensor, batch: int, heads: int) -> tuple[int, ...]:
 
 
 def attention_forward(
-    q: Tensor, k: Tensor, v: Tensor, batch: int, heads: int
+    q: Tensor, k: Tensor, v: Tensor, biases: tuple[Tensor, Tensor], batch: int, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Return causal attention (M, D) and the logarithms of its denominators (B, H, T)."""
+    """Return causal attention (M, D) and the logarithms of its denominators (B, H, T).
+
+    biases: of q and v, float32 (D). One of k would change nothing: softmax takes it away.
+    """
     sizes, y = _heads(q, batch, heads), torch.empty_like(q)
     log_sums = torch.empty(batch, heads, sizes[1])
-    _call("i3_attention_forward", q.dtype, *sizes, q, k, v, y, log_sums)
+    _call("i3_attention_forward", q.dtype, *sizes, q, k, v, *biases, y, log_sums)
     return y, log_sums
 
 
 def attention_backward(
-    q: Tensor, k: Tensor, v: Tensor, log_sums: Tensor, grad: Tensor
+    q: Tensor, k: Tensor, v: Tensor, q_bias: Tensor, log_sums: Tensor, grad: Tensor
 ) -> tuple[Tensor, ...]:
     """Return the gradients of q, k, v (M, D) from that of the output."""
     grads = tuple(torch.empty_like(x) for x in (q, k, v))
     sizes = _heads(q, *log_sums.shape[:2])
-    _call("i3_attention_backward", q.dtype, *sizes, q, k, v, grad, log_sums, *grads)
+    _call("i3_attention_backward", q.dtype, *sizes, q, k, v, q_bias, grad, log_sums, *grads)
     return grads
 
 

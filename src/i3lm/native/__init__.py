@@ -54,20 +54,20 @@ def _share_openmp() -> bool:
 
 
 def tensor_call(name: str, *arguments: Any) -> None:
-    """Run a kernel on tensors in memory, whole numbers and floats (None: a null pointer).
+    """Run a kernel on contiguous tensors in memory, whole numbers and floats (None: null).
 
     Raises MemoryError when the kernel finds no memory for its scratch space.
     """
-    if getattr(tensor_library(), name)(*map(_argument, arguments)):
+    function = _function(name, tuple(map(type, arguments)))
+    if function(*(a.data_ptr() if hasattr(a, "data_ptr") else a for a in arguments)):
         raise MemoryError("no memory for the scratch space of a layer")
 
 
-def _argument(value: Any) -> object:
-    if isinstance(value, int):
-        return ctypes.c_int64(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
-    if value is None or isinstance(value, ctypes.Array):
-        return value
-    assert value.is_contiguous()
-    return ctypes.c_void_p(value.data_ptr())
+@functools.cache
+def _function(name: str, types: tuple[type, ...]) -> Any:
+    """Return a kernel that takes arguments of these types; null or a tensor is an address."""
+    library = tensor_library()
+    assert library is not None
+    kinds = {int: ctypes.c_int64, float: ctypes.c_float}
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, *(kinds.get(t, ctypes.c_void_p) for t in types))
+    return prototype((name, library))

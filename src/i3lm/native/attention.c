@@ -69,10 +69,18 @@ TARGET static void product(int add, int64_t rows, int64_t columns, int64_t pairs
         }
 }
 
-/* Rows of `size` values, `from` apart, to rows of size / 2 words side by side; rows beyond `steps` are zero. */
+/* Rows of `size` values, `from` apart, to rows of size / 2 words side by side; rows beyond `steps` are zero. `shift`,
+ * which may be NULL, is added to each. */
 TARGET static void copy_rows(int64_t steps, int64_t padded, int64_t size, const uint16_t *x, int64_t from,
-                             uint32_t *rows) {
-    for (int64_t t = 0; t < steps; t++) memcpy(rows + t * size / 2, x + t * from, size * sizeof(uint16_t));
+                             const float *shift, uint32_t *rows) {
+    if (shift) {
+        uint16_t *to = (uint16_t *)rows;
+        for (int64_t t = 0; t < steps; t++)
+            for (int64_t c = 0; c < size; c++)
+                to[t * size + c] = store_bf16(load_bf16(x[t * from + c]) + shift[c]);
+    } else {
+        for (int64_t t = 0; t < steps; t++) memcpy(rows + t * size / 2, x + t * from, size * sizeof(uint16_t));
+    }
     memset(rows + steps * size / 2, 0, (padded - steps) * size * sizeof(uint16_t));
 }
 
@@ -90,9 +98,10 @@ TARGET static void interleave(int64_t padded, int64_t size, const uint16_t *rows
             pairs[m * size + c] = rows[2 * m * from + c] | (uint32_t)rows[(2 * m + 1) * from + c] << 16;
 }
 
-TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, uint16_t *y, int64_t stride) {
+TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, const float *shift, uint16_t *y,
+                               int64_t stride) {
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < size; c++) y[r * stride + c] = store_bf16(x[r * size + c]);
+        for (int64_t c = 0; c < size; c++) y[r * stride + c] = store_bf16(x[r * size + c] + (shift ? shift[c] : 0));
 }
 
 /* Hides the scores after the first `seen` up to a whole vector, whose length it returns. */
@@ -141,18 +150,19 @@ TARGET static void score_gradient(int64_t seen, int64_t keys, float scale, float
 
 static int64_t round_up(int64_t steps) { return (steps + QUERIES - 1) / QUERIES * QUERIES; }
 
-TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y,
-                                float *log_sums, char *scratch) {
+TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v,
+                                const float *q_bias, const float *v_bias, uint16_t *y, float *log_sums,
+                                char *scratch) {
     int64_t padded = round_up(s.steps), stride = s.heads * s.size, words = s.size / 2;
     uint32_t *rows = (uint32_t *)scratch, *keys = rows + padded * words, *values = keys + padded * words;
     float *scores = (float *)(values + padded * words), *out = scores + QUERIES * padded;
     uint16_t *probs = (uint16_t *)(out + QUERIES * s.size);
     float scale = 1 / sqrtf((float)s.size);
-    copy_rows(s.steps, padded, s.size, k, stride, rows);
+    copy_rows(s.steps, padded, s.size, k, stride, NULL, rows);
     transpose(padded, words, rows, keys);
-    copy_rows(s.steps, padded, s.size, v, stride, rows);
+    copy_rows(s.steps, padded, s.size, v, stride, NULL, rows);
     interleave(padded, s.size, (uint16_t *)rows, s.size, values);
-    copy_rows(s.steps, padded, s.size, q, stride, rows);
+    copy_rows(s.steps, padded, s.size, q, stride, q_bias, rows);
     for (int64_t first = 0; first < s.steps; first += QUERIES) {
         int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
         product(0, QUERIES, end, words, rows + first * words, words, 1, keys, padded, scores, padded);
@@ -161,13 +171,13 @@ TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, c
             if (r < count) log_sums[first + r] = sum;
         }
         product(0, QUERIES, s.size, end / 2, (uint32_t *)probs, padded / 2, 1, values, s.size, out, s.size);
-        narrow_rows(count, s.size, out, y + first * stride, stride);
+        narrow_rows(count, s.size, out, v_bias, y + first * stride, stride);
     }
 }
 
 TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v,
-                                 const uint16_t *grad, const float *log_sums, uint16_t *dq, uint16_t *dk,
-                                 uint16_t *dv, char *scratch) {
+                                 const float *q_bias, const uint16_t *grad, const float *log_sums, uint16_t *dq,
+                                 uint16_t *dk, uint16_t *dv, char *scratch) {
     int64_t padded = round_up(s.steps), stride = s.heads * s.size, words = s.size / 2, area = padded * words;
     uint32_t *q_rows = (uint32_t *)scratch, *g_rows = q_rows + area, *q_pairs = g_rows + area;
     uint32_t *g_pairs = q_pairs + area, *keys = g_pairs + area, *key_pairs = keys + area, *values = key_pairs + area;
@@ -177,14 +187,14 @@ TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, 
     uint16_t *probs = (uint16_t *)(out + QUERIES * s.size), *inner = probs + QUERIES * padded;
     uint32_t *pairs = (uint32_t *)(inner + QUERIES * padded);
     float scale = 1 / sqrtf((float)s.size);
-    copy_rows(s.steps, padded, s.size, k, stride, q_rows);
+    copy_rows(s.steps, padded, s.size, k, stride, NULL, q_rows);
     transpose(padded, words, q_rows, keys);
     interleave(padded, s.size, (uint16_t *)q_rows, s.size, key_pairs);
-    copy_rows(s.steps, padded, s.size, v, stride, q_rows);
+    copy_rows(s.steps, padded, s.size, v, stride, NULL, q_rows);
     transpose(padded, words, q_rows, values);
-    copy_rows(s.steps, padded, s.size, q, stride, q_rows);
+    copy_rows(s.steps, padded, s.size, q, stride, q_bias, q_rows);
     interleave(padded, s.size, (uint16_t *)q_rows, s.size, q_pairs);
-    copy_rows(s.steps, padded, s.size, grad, stride, g_rows);
+    copy_rows(s.steps, padded, s.size, grad, stride, NULL, g_rows);
     interleave(padded, s.size, (uint16_t *)g_rows, s.size, g_pairs);
     memset(k_sums, 0, 2 * padded * s.size * sizeof(float));
     for (int64_t first = 0; first < s.steps; first += QUERIES) {
@@ -195,14 +205,14 @@ TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, 
             score_gradient(first + r + 1, end, scale, r < count ? log_sums[first + r] : 0, scores + r * padded,
                            d_scores + r * padded, probs + r * padded, inner + r * padded);
         product(0, QUERIES, s.size, end / 2, (uint32_t *)inner, padded / 2, 1, key_pairs, s.size, out, s.size);
-        narrow_rows(count, s.size, out, dq + first * stride, stride);
+        narrow_rows(count, s.size, out, NULL, dq + first * stride, stride);
         interleave(QUERIES, end, probs, padded, pairs);
         product(1, end, s.size, QUERIES / 2, pairs, 1, end, g_pairs + first * words, s.size, v_sums, s.size);
         interleave(QUERIES, end, inner, padded, pairs);
         product(1, end, s.size, QUERIES / 2, pairs, 1, end, q_pairs + first * words, s.size, k_sums, s.size);
     }
-    narrow_rows(s.steps, s.size, k_sums, dk, stride);
-    narrow_rows(s.steps, s.size, v_sums, dv, stride);
+    narrow_rows(s.steps, s.size, k_sums, NULL, dk, stride);
+    narrow_rows(s.steps, s.size, v_sums, NULL, dv, stride);
 }
 
 static void *new_scratch(Shape s, int64_t areas, int64_t blocks) {
@@ -219,7 +229,8 @@ int i3_attention_supported(void) {
 /* log_sums: (batch, heads, steps), logarithms of the softmax denominators. size: a multiple of 16.
  * Returns 0, or 1 when scratch memory is not to be had. */
 int i3_attention_forward_bf16(int64_t batch, int64_t steps, int64_t heads, int64_t size, const uint16_t *q,
-                         const uint16_t *k, const uint16_t *v, uint16_t *y, float *log_sums) {
+                              const uint16_t *k, const uint16_t *v, const float *q_bias, const float *v_bias,
+                              uint16_t *y, float *log_sums) {
     Shape s = {batch, steps, heads, size};
     int failed = 0;
 #pragma omp parallel
@@ -231,8 +242,10 @@ int i3_attention_forward_bf16(int64_t batch, int64_t steps, int64_t heads, int64
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < batch * heads; i++) {
-            int64_t at = i / heads * steps * heads * size + i % heads * size;
-            if (scratch) forward_head(s, q + at, k + at, v + at, y + at, log_sums + i * steps, scratch);
+            int64_t head = i % heads * size, at = i / heads * steps * heads * size + head;
+            if (scratch)
+                forward_head(s, q + at, k + at, v + at, q_bias + head, v_bias + head, y + at, log_sums + i * steps,
+                             scratch);
         }
         free(scratch);
     }
@@ -240,8 +253,8 @@ int i3_attention_forward_bf16(int64_t batch, int64_t steps, int64_t heads, int64
 }
 
 int i3_attention_backward_bf16(int64_t batch, int64_t steps, int64_t heads, int64_t size, const uint16_t *q,
-                          const uint16_t *k, const uint16_t *v, const uint16_t *grad, const float *log_sums,
-                          uint16_t *dq, uint16_t *dk, uint16_t *dv) {
+                               const uint16_t *k, const uint16_t *v, const float *q_bias, const uint16_t *grad,
+                               const float *log_sums, uint16_t *dq, uint16_t *dk, uint16_t *dv) {
     Shape s = {batch, steps, heads, size};
     int failed = 0;
 #pragma omp parallel
@@ -253,10 +266,10 @@ int i3_attention_backward_bf16(int64_t batch, int64_t steps, int64_t heads, int6
         }
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < batch * heads; i++) {
-            int64_t at = i / heads * steps * heads * size + i % heads * size;
+            int64_t head = i % heads * size, at = i / heads * steps * heads * size + head;
             if (scratch)
-                backward_head(s, q + at, k + at, v + at, grad + at, log_sums + i * steps, dq + at, dk + at, dv + at,
-                              scratch);
+                backward_head(s, q + at, k + at, v + at, q_bias + head, grad + at, log_sums + i * steps, dq + at,
+                              dk + at, dv + at, scratch);
         }
         free(scratch);
     }

@@ -9,16 +9,17 @@
 
 /* ---- LayerNorm -------------------------------------------------------------------------------------------------- */
 
-/* y = x + add (add may be NULL; then y may be too), n = LayerNorm(y); stats: mean and 1 / deviation of each row. */
+/* y = x + add + shift (add may be NULL; then y may be too), n = LayerNorm(y); stats: mean and 1 / deviation of each
+ * row. */
 CLONES
 static void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict add,
-                            float *restrict y, const float *restrict gain, const float *restrict bias, float eps,
+                            const float *restrict shift, float *restrict y, const float *restrict gain, const float *restrict bias, float eps,
                             LOW *restrict n, float *restrict stats) {
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * dim;
         float sum = 0, square = 0;
         if (add) {
-            for (int64_t c = 0; c < dim; c++) y[r * dim + c] = row[c] + LOAD(add[r * dim + c]);
+            for (int64_t c = 0; c < dim; c++) y[r * dim + c] = row[c] + LOAD(add[r * dim + c]) + shift[c];
             row = y + r * dim;
         }
 #pragma omp simd reduction(+ : sum)
@@ -34,13 +35,13 @@ static void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, 
     }
 }
 
-int NAME(i3_norm_forward)(int64_t rows, int64_t dim, const float *x, const LOW *add, float *y, const float *gain,
-                           const float *bias, float eps, LOW *n, float *stats) {
+int NAME(i3_norm_forward)(int64_t rows, int64_t dim, const float *x, const LOW *add, const float *shift, float *y,
+                          const float *gain, const float *bias, float eps, LOW *n, float *stats) {
 #pragma omp parallel for schedule(static)
     for (int64_t k = 0; k < CHUNKS(rows); k++) {
         int64_t at = k * ROWS * dim;
-        NAME(norm_rows)(CHUNK_ROWS(rows, k), dim, x + at, add ? add + at : NULL, y ? y + at : NULL, gain, bias, eps,
-                        n + at, stats + 2 * k * ROWS);
+        NAME(norm_rows)(CHUNK_ROWS(rows, k), dim, x + at, add ? add + at : NULL, shift, y ? y + at : NULL, gain, bias,
+                        eps, n + at, stats + 2 * k * ROWS);
     }
     return 0;
 }
@@ -101,13 +102,15 @@ int NAME(i3_norm_backward)(int64_t rows, int64_t dim, const float *x, const floa
 /* ---- residual and column sums ------------------------------------------------------------------------------------------------ */
 
 CLONES
-static void NAME(add_row)(int64_t count, const float *restrict x, const LOW *restrict add, float *restrict y) {
-    for (int64_t c = 0; c < count; c++) y[c] = x[c] + LOAD(add[c]);
+static void NAME(add_row)(int64_t count, const float *restrict x, const LOW *restrict add,
+                          const float *restrict shift, float *restrict y) {
+    for (int64_t c = 0; c < count; c++) y[c] = x[c] + LOAD(add[c]) + shift[c];
 }
 
-int NAME(i3_add)(int64_t rows, int64_t dim, const float *x, const LOW *add, float *y) {
+/* y = x + add + shift */
+int NAME(i3_add)(int64_t rows, int64_t dim, const float *x, const LOW *add, const float *shift, float *y) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) NAME(add_row)(dim, x + r * dim, add + r * dim, y + r * dim);
+    for (int64_t r = 0; r < rows; r++) NAME(add_row)(dim, x + r * dim, add + r * dim, shift, y + r * dim);
     return 0;
 }
 
@@ -129,28 +132,29 @@ int NAME(i3_column_sums)(int64_t rows, int64_t dim, const LOW *x, float *partial
 /* ---- GELU ------------------------------------------------------------------------------------------------------- */
 
 CLONES
-static void NAME(gelu_row)(int64_t count, const LOW *restrict x, LOW *restrict y) {
+static void NAME(gelu_row)(int64_t count, const LOW *restrict x, const float *restrict shift, LOW *restrict y) {
     for (int64_t c = 0; c < count; c++) {
-        float v = LOAD(x[c]), density;
+        float v = LOAD(x[c]) + shift[c], density;
         y[c] = STORE(v * normal(v, &density));
     }
 }
 
-int NAME(i3_gelu_forward)(int64_t rows, int64_t dim, const LOW *x, LOW *y) {
+/* y = gelu(x + shift) */
+int NAME(i3_gelu_forward)(int64_t rows, int64_t dim, const LOW *x, const float *shift, LOW *y) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < rows; r++) NAME(gelu_row)(dim, x + r * dim, y + r * dim);
+    for (int64_t r = 0; r < rows; r++) NAME(gelu_row)(dim, x + r * dim, shift, y + r * dim);
     return 0;
 }
 
-/* Replaces dy by dx; y = gelu(x) once more. partial: (chunks, dim), sums of dx. */
+/* Replaces dy by dx; y = gelu(x + shift) once more. partial: (chunks, dim), sums of dx. */
 CLONES
-static void NAME(gelu_rows_backward)(int64_t rows, int64_t dim, const LOW *restrict x, LOW *restrict y,
-                                     LOW *restrict dy, float *restrict partial) {
+static void NAME(gelu_rows_backward)(int64_t rows, int64_t dim, const LOW *restrict x, const float *restrict shift,
+                                     LOW *restrict y, LOW *restrict dy, float *restrict partial) {
     memset(partial, 0, dim * sizeof(float));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < dim; c++) {
             int64_t i = r * dim + c;
-            float v = LOAD(x[i]), density, below = normal(v, &density);
+            float v = LOAD(x[i]) + shift[c], density, below = normal(v, &density);
             float d = LOAD(dy[i]) * (below + v * density);
             partial[c] += d;
             dy[i] = STORE(d);
@@ -158,11 +162,12 @@ static void NAME(gelu_rows_backward)(int64_t rows, int64_t dim, const LOW *restr
         }
 }
 
-int NAME(i3_gelu_backward)(int64_t rows, int64_t dim, const LOW *x, LOW *y, LOW *dy, float *partial) {
+int NAME(i3_gelu_backward)(int64_t rows, int64_t dim, const LOW *x, const float *shift, LOW *y, LOW *dy,
+                           float *partial) {
 #pragma omp parallel for schedule(static)
     for (int64_t k = 0; k < CHUNKS(rows); k++) {
         int64_t at = k * ROWS * dim;
-        NAME(gelu_rows_backward)(CHUNK_ROWS(rows, k), dim, x + at, y + at, dy + at, partial + k * dim);
+        NAME(gelu_rows_backward)(CHUNK_ROWS(rows, k), dim, x + at, shift, y + at, dy + at, partial + k * dim);
     }
     return 0;
 }
