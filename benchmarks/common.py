@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from i3lm.errors import UserError
 from i3lm.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,8 @@ def in_child(module: str, *arguments: str, threads: int | None = None) -> dict[s
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed:\n{done.stderr}")
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise UserError(f"{module} {' '.join(arguments)} failed: {last}; run it to see more")
     return json.loads(done.stdout.splitlines()[-1])
 
 

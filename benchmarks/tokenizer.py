@@ -7,77 +7,121 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks import common
-from benchmarks.peers import bpe
 from i3lm.data import open_source, prepare
 from i3lm.data.conversations import as_line, generate
 from i3lm.errors import UserError
 from i3lm.presets import DEFAULT_PRESET, find_preset
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
+if TYPE_CHECKING:
+    import tiktoken
+
 NAME = "tokenizer"
+CORES = (1, 2)
 CHECKED = 500_000  # characters compared with tokenizer.json
-TRAINED = 4_000_000  # characters that the peer's merges are learnt on
+PEER = 4_000_000  # characters that the peer learns its merges on, and encodes in a turn
 
 
 def run(
-    *, rounds: int, threads: int, data: str | None = None, megabytes: float = 16.0
+    *, rounds: int, threads: int, data: str | None = None, megabytes: float = 32.0
 ) -> dict[str, Any]:
     """Measure; return what the JSON holds."""
+    try:
+        from benchmarks.peers import bpe
+    except ImportError:
+        raise UserError("the peer is tiktoken; pip install 'i3lm[bench]'") from None
     size = find_preset(DEFAULT_PRESET).tokenizer_size
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = Path(data) if data else write_conversations(folder / "text.txt", megabytes)
-        texts = path.read_text(encoding="utf-8").splitlines()
-        total = path.stat().st_size
+        texts = path.read_text(encoding="utf-8").split("\n")
         common.say("vocabularies")
-        tokenizer = ChunkTokenizer(_count(texts).build(size))
-        encoding = bpe.train(_first(texts, TRAINED), size)
-        same = same_as_tokenizer_json(tokenizer, _first(texts, CHECKED), folder / "tokenizer")
-        works: dict[str, Callable[[], object]] = {"i3lm counting": lambda: _count(texts)}
-        for n in (1, 2):
-            works |= {
-                f"i3lm ids, cores {n}": lambda n=n: encode(tokenizer, texts, n),
-                f"tiktoken ids, cores {n}": lambda n=n: bpe.encode(encoding, texts, n),
-                f"i3lm file, cores {n}": lambda n=n: prepare(
-                    open_source(path),
-                    folder / "corpus",
-                    tokenizer=tokenizer,
-                    rebuild=True,
-                ),
-                f"tiktoken file, cores {n}": lambda n=n: bpe.pack(
-                    encoding, path, folder / "tiktoken.bin", n
-                ),
-            }
-        speeds = common.interleave(
-            {
-                name: lambda work=work: common.rate_of(lambda: (work(), total)[1])
-                for name, work in works.items()
-            },
-            rounds,
-        )
+        tokenizer = ChunkTokenizer(count(texts).build(size))
+        few = first(texts, PEER)
+        encoding = bpe.train(few, size)
+        same = same_as_tokenizer_json(tokenizer, first(texts, CHECKED), folder / "tokenizer")
+        works = {
+            **ours(tokenizer, texts, path, folder / "corpus"),
+            **peer(encoding, few, folder),
+        }
+        speeds = common.interleave(works, rounds)
+        density = {
+            "i3lm": sum(map(len, few)) / len(encode(tokenizer, few, 1)),
+            "tiktoken": sum(map(len, few)) / len(bpe.encode(encoding, few, 1)),
+        }
     middle = {name: figures["median"] for name, figures in speeds.items()}
+
+    def ratio(what: str) -> float:
+        return middle[f"i3lm {what}"] / middle[f"tiktoken {what}"]
+
     return {
-        "ratio_tiktoken": middle["i3lm file, cores 1"] / middle["tiktoken file, cores 1"],
-        "ratio_tiktoken_two_cores": middle["i3lm file, cores 2"] / middle["tiktoken file, cores 2"],
-        "ratio_tiktoken_ids": middle["i3lm ids, cores 1"] / middle["tiktoken ids, cores 1"],
+        "ratio_tiktoken": ratio("file, cores 1"),
+        "ratio_tiktoken_two_cores": ratio("file, cores 2"),
+        "ratio_tiktoken_ids": ratio("ids, cores 1"),
         "two_cores": middle["i3lm file, cores 2"] / middle["i3lm file, cores 1"],
         "same_ids_as_tokenizer_json": same,
         "data": data or f"{megabytes:g} MB of built-in conversations",
-        "bytes": total,
+        "bytes": sum(len(text.encode()) + 1 for text in texts),
         "vocabulary": {"i3lm": len(tokenizer), "tiktoken": encoding.n_vocab},
-        "characters_per_token": {
-            "i3lm": _density(texts, encode(tokenizer, texts, 1)),
-            "tiktoken": _density(texts, bpe.encode(encoding, texts, 1)),
-        },
+        "characters_per_token": density,
         "threads": threads,
         "rounds": rounds,
         "bytes_per_second": speeds,
     }
+
+
+def ours(
+    tokenizer: ChunkTokenizer, texts: Sequence[str], path: Path, folder: Path
+) -> dict[str, common.Contender]:
+    """Return the measurements of i3lm: parts of the work, and all of it from file to file."""
+
+    def pack(threads: int, known: ChunkTokenizer | None) -> None:
+        source = open_source(path)
+        prepare(source, folder, tokenizer=known, rebuild=True, threads=threads)
+
+    works: dict[str, Callable[[], object]] = {"i3lm counting": lambda: count(texts)}
+    for n in CORES:
+        works |= {
+            f"i3lm ids, cores {n}": lambda n=n: encode(tokenizer, texts, n),
+            f"i3lm file, cores {n}": lambda n=n: pack(n, tokenizer),
+            f"i3lm counting and file, cores {n}": lambda n=n: pack(n, None),
+        }
+    return rates(works, path.stat().st_size)
+
+
+def peer(
+    encoding: "tiktoken.Encoding", texts: Sequence[str], folder: Path
+) -> dict[str, common.Contender]:
+    """Return the measurements of tiktoken."""
+    from benchmarks.peers import bpe
+
+    path, out = folder / "peer.txt", folder / "peer.bin"
+    path.write_text("".join(text + "\n" for text in texts), encoding="utf-8")
+    works: dict[str, Callable[[], object]] = {}
+    for n in CORES:
+        works |= {
+            f"tiktoken ids, cores {n}": lambda n=n: bpe.encode(encoding, texts, n),
+            f"tiktoken file, cores {n}": lambda n=n: bpe.pack(encoding, path, out, n),
+        }
+    return rates(works, path.stat().st_size)
+
+
+def rates(works: dict[str, Callable[[], object]], size: int) -> dict[str, common.Contender]:
+    """Return for each work what measures its bytes a second over a text of `size` bytes."""
+
+    def rate(work: Callable[[], object]) -> float:
+        def run() -> int:
+            work()
+            return size
+
+        return common.rate_of(run)
+
+    return {name: lambda work=work: rate(work) for name, work in works.items()}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -130,7 +174,8 @@ def same_as_tokenizer_json(tokenizer: ChunkTokenizer, texts: Sequence[str], fold
     return True
 
 
-def _count(texts: Sequence[str]) -> VocabularyCounter:
+def count(texts: Sequence[str]) -> VocabularyCounter:
+    """Count a vocabulary over texts."""
     counter = VocabularyCounter()
     for text in texts:
         counter.update(text)
@@ -138,14 +183,10 @@ def _count(texts: Sequence[str]) -> VocabularyCounter:
     return counter
 
 
-def _first(texts: Sequence[str], characters: int) -> Sequence[str]:
-    """Return the first texts, of about so many characters."""
+def first(texts: Sequence[str], characters: int) -> Sequence[str]:
+    """Return the first texts that together have so many characters."""
     number = 0
     while number < len(texts) and characters > 0:
         characters -= len(texts[number])
         number += 1
     return texts[:number]
-
-
-def _density(texts: Sequence[str], ids: np.ndarray) -> float:
-    return sum(map(len, texts)) / len(ids)

@@ -1,6 +1,7 @@
 """`i3lm bench`: the measurements of the folder `benchmarks` of a clone."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +57,13 @@ def decode(**options: Any) -> None:
 @click.option(
     "--data", type=click.Path(exists=True, dir_okay=False), help="[default: built-in conversations]"
 )
-@click.option("--megabytes", type=float, default=16.0, help="Of built-in text.", show_default=True)
+@click.option(
+    "--megabytes",
+    type=click.FloatRange(0.1),
+    default=32.0,
+    help="Of built-in text.",
+    show_default=True,
+)
 @_options
 def tokenizer(**options: Any) -> None:
     """Preparing a corpus: megabytes a second beside tiktoken."""
@@ -72,12 +79,15 @@ def startup(**options: Any) -> None:
 
 
 def _run(name: str, *, out: str | None, as_json: bool, threads: int | None, **options: Any) -> None:
-    """Run one benchmark, write its JSON, print its tables."""
+    """Run one benchmark, write its JSON, print its tables or the JSON."""
     benchmark, common = _load(name), _load("common")
+    path = Path(out) if out else common.RESULTS / f"{name}.json"
+    if not os.access(path.parent if out else common.ROOT, os.W_OK):
+        raise UserError(f"cannot write {path}; choose another --out")
     setting = common.setting()
-    found = benchmark.run(threads=threads or common.cores(), **options)
-    result = {"benchmark": name, **found, **setting}
-    common.save(result, Path(out) if out else common.RESULTS / f"{name}.json")
+    result = {"benchmark": name, **benchmark.run(threads=threads or common.cores(), **options)}
+    result |= setting
+    common.save(result, path)
     if as_json:
         write_json(result)
     else:
