@@ -24,7 +24,7 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            ("tensor", ["tensor", "attention", "muon", "decode"], OPENMP),
+            ("tensor", ["tensor", "attention", "optim", "decode"], OPENMP),
         )
     ]
 )

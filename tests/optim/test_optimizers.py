@@ -13,6 +13,7 @@ from i3lm.optim import (
     Lion,
     Muon,
     ParameterGroup,
+    clip_gradients,
     learning_rate_factor,
     make_optimizer,
 )
@@ -185,3 +186,22 @@ def test_our_optimizers_do_not_import_the_compiler():
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("limit", [0.5, 1e9])
+def test_clipping_is_torchs(monkeypatch, compiled, limit):
+    if not compiled:
+        monkeypatch.setattr("i3lm.optim.clip.tensor_library", lambda: None)
+    sizes = [(3,), (1,), (70_000,), (5, 7), (131_073,), (0,)]
+    mine, theirs = ([torch.nn.Parameter(torch.zeros(s)) for s in sizes] for _ in range(2))
+    for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
+        a.grad = torch.randn(a.shape, generator=torch.Generator().manual_seed(i))
+        b.grad = a.grad.clone()
+    frozen = torch.nn.Parameter(torch.zeros(2))
+    norm = clip_gradients([*mine, frozen], limit)
+    expected = torch.nn.utils.clip_grad_norm_(theirs, limit)
+    assert norm == pytest.approx(float(expected), rel=1e-6)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert clip_gradients([frozen], limit) == 0.0

@@ -69,5 +69,6 @@ def _function(name: str, types: tuple[type, ...]) -> Any:
     library = tensor_library()
     assert library is not None
     kinds = {int: ctypes.c_int64, float: ctypes.c_float}
-    prototype = ctypes.CFUNCTYPE(ctypes.c_int, *(kinds.get(t, ctypes.c_void_p) for t in types))
+    addresses: Any = [kinds.get(t, ctypes.c_void_p) for t in types]
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, *addresses)
     return prototype((name, library))

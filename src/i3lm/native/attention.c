@@ -148,6 +148,34 @@ TARGET static void score_gradient(int64_t seen, int64_t keys, float scale, float
     memset(out + seen, 0, (keys - seen) * sizeof(uint16_t));
 }
 
+/* The three products of a block of queries, in strips of 16 that leave out most of what no query sees. */
+
+/* scores (QUERIES, stride) of the rows from `first` on against the keys, columns of words. */
+TARGET static void scores_of(int64_t first, int64_t words, const uint32_t *queries, const uint32_t *keys,
+                             int64_t stride, float *scores) {
+    for (int64_t r = 0; r < QUERIES; r += LANES)
+        product(0, LANES, first + r + LANES, words, queries + (first + r) * words, words, 1, keys, stride,
+                scores + r * stride, stride);
+}
+
+/* out (QUERIES, size) = weights (QUERIES, stride) x values, interleaved. */
+TARGET static void mix(int64_t first, int64_t size, const uint16_t *weights, int64_t stride, const uint32_t *values,
+                       float *out) {
+    for (int64_t r = 0; r < QUERIES; r += LANES)
+        product(0, LANES, size, (first + r + LANES) / 2, (const uint32_t *)(weights + r * stride), stride / 2, 1,
+                values, size, out + r * size, size);
+}
+
+/* sums (keys, size) += weights^T x rows; weights are pairs of queries, (QUERIES / 2, first + QUERIES). */
+TARGET static void spread(int64_t first, int64_t size, const uint32_t *weights, const uint32_t *rows, float *sums) {
+    int64_t end = first + QUERIES;
+    rows += first / 2 * size;
+    product(1, first, size, QUERIES / 2, weights, 1, end, rows, size, sums, size);
+    for (int64_t r = 0; r < QUERIES; r += LANES)
+        product(1, LANES, size, (QUERIES - r) / 2, weights + r / 2 * end + first + r, 1, end, rows + r / 2 * size,
+                size, sums + (first + r) * size, size);
+}
+
 static int64_t round_up(int64_t steps) { return (steps + QUERIES - 1) / QUERIES * QUERIES; }
 
 TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, const uint16_t *v,
@@ -165,12 +193,12 @@ TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, c
     copy_rows(s.steps, padded, s.size, q, stride, q_bias, rows);
     for (int64_t first = 0; first < s.steps; first += QUERIES) {
         int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
-        product(0, QUERIES, end, words, rows + first * words, words, 1, keys, padded, scores, padded);
+        scores_of(first, words, rows, keys, padded, scores);
         for (int64_t r = 0; r < QUERIES; r++) {
             float sum = probabilities(first + r + 1, end, scale, scores + r * padded, probs + r * padded);
             if (r < count) log_sums[first + r] = sum;
         }
-        product(0, QUERIES, s.size, end / 2, (uint32_t *)probs, padded / 2, 1, values, s.size, out, s.size);
+        mix(first, s.size, probs, padded, values, out);
         narrow_rows(count, s.size, out, v_bias, y + first * stride, stride);
     }
 }
@@ -199,17 +227,17 @@ TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, 
     memset(k_sums, 0, 2 * padded * s.size * sizeof(float));
     for (int64_t first = 0; first < s.steps; first += QUERIES) {
         int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
-        product(0, QUERIES, end, words, q_rows + first * words, words, 1, keys, padded, scores, padded);
-        product(0, QUERIES, end, words, g_rows + first * words, words, 1, values, padded, d_scores, padded);
+        scores_of(first, words, q_rows, keys, padded, scores);
+        scores_of(first, words, g_rows, values, padded, d_scores);
         for (int64_t r = 0; r < QUERIES; r++)
             score_gradient(first + r + 1, end, scale, r < count ? log_sums[first + r] : 0, scores + r * padded,
                            d_scores + r * padded, probs + r * padded, inner + r * padded);
-        product(0, QUERIES, s.size, end / 2, (uint32_t *)inner, padded / 2, 1, key_pairs, s.size, out, s.size);
+        mix(first, s.size, inner, padded, key_pairs, out);
         narrow_rows(count, s.size, out, NULL, dq + first * stride, stride);
         interleave(QUERIES, end, probs, padded, pairs);
-        product(1, end, s.size, QUERIES / 2, pairs, 1, end, g_pairs + first * words, s.size, v_sums, s.size);
+        spread(first, s.size, pairs, g_pairs, v_sums);
         interleave(QUERIES, end, inner, padded, pairs);
-        product(1, end, s.size, QUERIES / 2, pairs, 1, end, q_pairs + first * words, s.size, k_sums, s.size);
+        spread(first, s.size, pairs, q_pairs, k_sums);
     }
     narrow_rows(s.steps, s.size, k_sums, NULL, dk, stride);
     narrow_rows(s.steps, s.size, v_sums, NULL, dv, stride);
