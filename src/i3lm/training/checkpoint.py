@@ -2,15 +2,17 @@
 
 checkpoints/step-00000500/model.safetensors       parameters, float32
                           optimizer.safetensors   the optimizer's state tensors
-                          trainer.json            counters, and the SHA-256 of both files
+                          trainer.json            counters, the SHA-256 of both files and its own
 """
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
 from i3lm.optim import Optimizer
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 FILES = ("model.safetensors", "optimizer.safetensors")
 
@@ -37,32 +39,63 @@ class Counters:
 def save_checkpoint(
     run: Path, network: nn.Module, optimizer: Optimizer, counters: Counters
 ) -> Path:
-    """Write a checkpoint of `counters.step` and drop all but the newest two."""
+    """Write a checkpoint of `counters.step` and drop all but the newest two.
+
+    UserError where it cannot be written or a value is not finite; older checkpoints then stay.
+    """
     folder = run / "checkpoints"
     target = folder / f"step-{counters.step:08d}"
     temporary = folder / f".writing-{counters.step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(_contiguous(network.state_dict()), temporary / FILES[0])
-    save_file(_contiguous(optimizer.state_tensors()), temporary / FILES[1])
-    for name in FILES:
-        with open(temporary / name, "rb") as file:
+    tensors = (_contiguous(network.state_dict()), _contiguous(optimizer.state_tensors()))
+    for part in tensors:
+        _require_finite(part)
+    try:
+        if not run.is_dir():
+            raise FileNotFoundError(f"{run} is gone")
+        folder.mkdir(exist_ok=True)
+        for stray in folder.glob(".*-*"):  # of a process that was killed
+            shutil.rmtree(stray)
+        temporary.mkdir()
+        _write(temporary, tensors, optimizer.steps, counters)
+        _replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"the checkpoint of step {counters.step} failed: {error}") from None
+    for old in list_checkpoints(run)[KEEP:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _write(
+    folder: Path, tensors: tuple[dict[str, Tensor], ...], optimizer_steps: int, counters: Counters
+) -> None:
+    for name, part in zip(FILES, tensors, strict=True):
+        save_file(part, folder / name)
+        with open(folder / name, "rb") as file:
             os.fsync(file.fileno())
     manifest = {
         "format": FORMAT,
         "counters": asdict(counters),
-        "optimizer_steps": optimizer.steps,
-        "sha256": {name: sha256_file(temporary / name) for name in FILES},
+        "optimizer_steps": optimizer_steps,
+        "sha256": {name: sha256_file(folder / name) for name in FILES},
     }
-    write_atomic(temporary / "trainer.json", json.dumps(manifest, indent=2).encode())
-    if target.exists():  # the same step again, after a resume
-        shutil.rmtree(target)
-    os.replace(temporary, target)
-    sync_folder(folder)
-    for old in list_checkpoints(run)[KEEP:]:
-        shutil.rmtree(old)
-    return target
+    manifest["check"] = _digest(manifest)
+    write_atomic(folder / "trainer.json", json.dumps(manifest, indent=2).encode())
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Put a finished checkpoint in its place, where after a resume one of the step may be."""
+    old = target.with_name(f".old-{target.name}")
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -81,12 +114,16 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
         try:
             manifest = _read_manifest(folder)
             state, moments = (load_file(folder / name) for name in FILES)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            counters = Counters(**manifest["counters"])
+            for part in (state, moments):
+                _require_finite(part)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
             notes.append(f"{folder.name} is damaged and was passed over: {error}")
             continue
-        network.load_state_dict(state)
+        _require_shapes(folder, state, network)
         optimizer.load_state(moments, manifest["optimizer_steps"])
-        return Counters(**manifest["counters"]), notes
+        network.load_state_dict(state)
+        return counters, notes
     reason = f" ({notes[0]})" if notes else ""
     raise UserError(f"{run} has no sound checkpoint to go on from{reason}; start a new run")
 
@@ -95,7 +132,11 @@ def _read_manifest(folder: Path) -> dict:
     manifest = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']}, this i3lm reads {FORMAT}")
+    if manifest.pop("check") != _digest(manifest):
+        raise ValueError("trainer.json does not match its checksum")
     for name in FILES:
+        if (folder / name).is_symlink():
+            raise ValueError(f"{name} is a link")
         if sha256_file(folder / name) != manifest["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
     return manifest
@@ -103,3 +144,19 @@ def _read_manifest(folder: Path) -> dict:
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _require_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{name} holds values that are not finite")
+
+
+def _require_shapes(folder: Path, state: dict[str, Tensor], network: nn.Module) -> None:
+    own = network.state_dict()
+    if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
+        raise UserError(f"{folder} is of another model than run.json says; restore its run.json")

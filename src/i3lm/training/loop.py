@@ -13,7 +13,7 @@ import torch
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.layers_i3 import I3Network
-from i3lm.optim import learning_rate_factor, make_optimizer
+from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
 from i3lm.presets import find_preset
 from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
@@ -23,6 +23,9 @@ from i3lm.training.metrics import MetricsFile
 CHECKPOINT_SECONDS = 60.0
 EVALUATIONS = 10  # of a run
 MICROBATCH_TOKENS = 1024
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class Interrupted(Exception):
@@ -92,7 +95,7 @@ class Trainer:
         A row has `step`, `tokens`, `seconds`, `progress`, `loss` (nats a token), `learning_rate`
         (of the matrices), `gradient_norm`, `tokens_per_second`, `memory` (resident bytes), and
         `evaluate` and `checkpoint`: whether it is time for these.
-        Raises Interrupted after a first SIGINT or SIGTERM, when the step is done.
+        Raises Interrupted after a first SIGINT, SIGTERM or SIGHUP, when the step is done.
         """
         self._began = time.monotonic()
         evaluation = _Clock(self.config.eval_every, self._default_evaluation())
@@ -121,7 +124,7 @@ class Trainer:
             progress, self.counters.step, warmup_steps=self.config.warmup_steps
         )
         loss = self._accumulate_gradients()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip))
+        norm = clip_gradients(self.network.parameters(), self.config.clip)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise UserError(
                 f"the loss became {loss} at step {self.counters.step}; go on from the last "
@@ -164,12 +167,15 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment."""
         self.counters.seconds = self.seconds
-        self.counters.metrics_bytes = self.metrics.flush()
+        try:
+            self.counters.metrics_bytes = self.metrics.flush()
+        except OSError as error:
+            raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
         save_checkpoint(self.run, self.network, self.optimizer, self.counters)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts at once."""
+        """Turn the first of SIGNALS into a request to stop; a second one acts at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self._stop = True
@@ -177,7 +183,7 @@ class Trainer:
 
         old = {}
         with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 old[number] = signal.signal(number, ask)
         try:
             yield

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
@@ -30,6 +31,8 @@ from i3lm.training.heldout import (
     first_documents,
     sample_prompts,
 )
+from i3lm.training.lock import NAME as LOCK
+from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
 
 SAMPLE_TOKENS = 48
@@ -60,6 +63,16 @@ def train(
     tell = listener or (lambda event, row: None)
     run = Path(config.out)
     _check_folder(run, resume)
+    try:
+        with lock_folder(run):
+            _check_folder(run, resume)  # again: another run may have ended meanwhile
+            return _train(config, run, resume, tell)
+    except UserError:
+        _drop_empty(run)
+        raise
+
+
+def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -115,8 +128,14 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         tell("evaluation", row)
 
     def save() -> None:
-        trainer.save()
-        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=_figures(trainer, corpus))
+        try:
+            trainer.save()
+            save_folder(
+                trainer.run, trainer.network, corpus.tokenizer, run=_figures(trainer, corpus)
+            )
+        except (UserError, OSError, SafetensorError) as error:  # the next one may succeed
+            tell("note", {"text": f"{error}; training goes on"})
+            return
         tell("checkpoint", {"step": trainer.counters.step})
 
     interrupted = False
@@ -155,12 +174,20 @@ def _check_folder(run: Path, resume: bool) -> None:
         raise UserError(
             f"{run} holds another run; go on with it by --resume {run}, or choose another --out"
         )
-    if run.exists() and any(path.name != "data" for path in run.iterdir()):
+    if run.exists() and any(path.name not in ("data", LOCK) for path in run.iterdir()):
         raise UserError(f"{run} is not empty; choose another folder with --out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {run} ({error.strerror}); choose another --out") from None
+
+
+def _drop_empty(run: Path) -> None:
+    """Remove a folder in which a refused run has left nothing but its lock."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in run.iterdir()} == {LOCK}:
+            (run / LOCK).unlink()
+            run.rmdir()
 
 
 def _corpus(config: TrainConfig, tell: Listener) -> Corpus:

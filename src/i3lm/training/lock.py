@@ -1,0 +1,45 @@
+"""One process at a time trains into a folder."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from i3lm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock is taken
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; UserError, with pid and host, where another one does.
+
+    The kernel drops the lock with its process, so one that was killed leaves nothing stale.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            raise UserError(f"{folder} is in use by {owner}; wait for it or stop it") from None
+        os.ftruncate(handle, 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is missing
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        # The file stays: to unlink it could take the name from one who waits on it.
+        os.close(handle)
