@@ -141,6 +141,12 @@ def test_nan_stays_nan():
     assert kernels.gelu(x.bfloat16(), torch.zeros(8))[1, 2].isnan()
     loss, _ = kernels.cross_entropy(x, torch.zeros(8), torch.tensor([0, 1, 2]), True)
     assert loss.isnan()
+    q, zeros = draw(9, 16).bfloat16(), torch.zeros(16)
+    q[3, 5] = torch.nan
+    y, kept = fused_attention.attend(q, draw(9, 16).bfloat16(), q, (zeros, zeros), 1, 1)
+    assert y[3:].isnan().any(1).all()
+    grads = fused_attention.attend_backward(q, q, q, zeros, kept, q, 1, 1)
+    assert all(grad.isnan().any() for grad in grads)
 
 
 SIZES = Architecture(

@@ -98,54 +98,74 @@ TARGET static void interleave(int64_t padded, int64_t size, const uint16_t *rows
             pairs[m * size + c] = rows[2 * m * from + c] | (uint32_t)rows[(2 * m + 1) * from + c] << 16;
 }
 
-TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, const float *shift, uint16_t *y,
-                               int64_t stride) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < size; c++) y[r * stride + c] = store_bf16(x[r * size + c] + (shift ? shift[c] : 0));
+/* y = x * factors[row] + shift in bfloat16; factors and shift may be NULL. */
+TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, const float *factors, const float *shift,
+                               uint16_t *y, int64_t stride) {
+    for (int64_t r = 0; r < rows; r++) {
+        float factor = factors ? factors[r] : 1;
+        for (int64_t c = 0; c < size; c++)
+            y[r * stride + c] = store_bf16(x[r * size + c] * factor + (shift ? shift[c] : 0));
+    }
 }
 
-/* Hides the scores after the first `seen` up to a whole vector, whose length it returns. */
-TARGET static inline int64_t hide(int64_t seen, float *scores) {
-    int64_t whole = (seen + LANES - 1) / LANES * LANES;
-    for (int64_t j = seen; j < whole; j++) scores[j] = -INFINITY;
-    return whole & -LANES;
+/* `exponential` of numbers.h for 16 numbers that are not positive; its polynomial is cut for bfloat16 results. */
+TARGET static inline __m512 exponentials(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-87), x); /* in this order a NaN stays one */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.69314718f), x);
+    __m512 p = _mm512_set1_ps(1.0f / 120);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(p, n);
 }
 
-/* A row of scores to probabilities over the first `seen` of `keys`; returns the logarithm of their sum. */
-TARGET static float probabilities(int64_t seen, int64_t keys, float scale, float *restrict scores,
-                                  uint16_t *restrict probs) {
-    float top = -INFINITY, sum = 0;
-    int64_t whole = hide(seen, scores);
-#pragma omp simd reduction(max : top)
-    for (int64_t j = 0; j < whole; j++) top = scores[j] > top ? scores[j] : top;
-    top *= scale;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < whole; j++) {
-        scores[j] = exponential(scale * scores[j] - top);
-        sum += scores[j];
-    }
-    float inverse = 1 / sum;
-    for (int64_t j = 0; j < whole; j++) probs[j] = store_bf16(scores[j] * inverse);
-    memset(probs + seen, 0, (keys - seen) * sizeof(uint16_t));
-    return top + logf(sum);
+/* Which of the 16 keys from j on are among the first `seen`. */
+static inline uint16_t visible(int64_t seen, int64_t j) {
+    return seen - j >= LANES ? 0xffff : (uint16_t)((1 << (seen - j)) - 1);
 }
 
-/* Scores and the gradient of their probabilities to probabilities and the gradient of the scores. */
-TARGET static void score_gradient(int64_t seen, int64_t keys, float scale, float log_sum, float *restrict scores,
-                                  const float *restrict grad, uint16_t *restrict probs, uint16_t *restrict out) {
-    float dot = 0;
-    int64_t whole = hide(seen, scores);
-#pragma omp simd reduction(+ : dot)
-    for (int64_t j = 0; j < whole; j++) {
-        scores[j] = exponential(scale * scores[j] - log_sum);
-        dot += scores[j] * grad[j];
+TARGET static inline void store_weights(uint16_t *to, __m512 weights) {
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(weights));
+}
+
+/* A row of scores to weights e^(scale (score - top)) of the first `seen` keys, 0 up to a whole vector.
+ * Returns one over their sum, by which the output is to be multiplied, and the logarithm of the denominator. */
+TARGET static float weigh(int64_t seen, float scale, const float *scores, uint16_t *weights, float *log_sum) {
+    __m512 tops = _mm512_set1_ps(-INFINITY), sums = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale);
+    for (int64_t j = 0; j < seen; j += LANES)
+        tops = _mm512_mask_max_ps(tops, visible(seen, j), tops, _mm512_loadu_ps(scores + j));
+    float top = scale * _mm512_reduce_max_ps(tops);
+    for (int64_t j = 0; j < seen; j += LANES) {
+        __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, _mm512_set1_ps(top));
+        x = _mm512_maskz_mov_ps(visible(seen, j), exponentials(x));
+        sums = _mm512_add_ps(sums, x);
+        store_weights(weights + j, x);
     }
-    for (int64_t j = 0; j < whole; j++) {
-        probs[j] = store_bf16(scores[j]);
-        out[j] = store_bf16(scale * scores[j] * (grad[j] - dot));
+    float sum = _mm512_reduce_add_ps(sums);
+    *log_sum = top + logf(sum);
+    return 1 / sum;
+}
+
+/* A row of scores and the gradient of their probabilities to the probabilities and the gradient of the scores. */
+TARGET static void score_gradient(int64_t seen, float scale, float log_sum, float *scores, const float *grad,
+                                  uint16_t *probs, uint16_t *out) {
+    __m512 dots = _mm512_setzero_ps(), factor = _mm512_set1_ps(scale), base = _mm512_set1_ps(log_sum);
+    for (int64_t j = 0; j < seen; j += LANES) {
+        __m512 p = exponentials(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, base));
+        p = _mm512_maskz_mov_ps(visible(seen, j), p);
+        dots = _mm512_mask3_fmadd_ps(p, _mm512_loadu_ps(grad + j), dots, visible(seen, j));
+        _mm512_storeu_ps(scores + j, p);
+        store_weights(probs + j, p);
     }
-    memset(probs + seen, 0, (keys - seen) * sizeof(uint16_t));
-    memset(out + seen, 0, (keys - seen) * sizeof(uint16_t));
+    __m512 dot = _mm512_set1_ps(_mm512_reduce_add_ps(dots));
+    for (int64_t j = 0; j < seen; j += LANES) {
+        __m512 p = _mm512_mul_ps(_mm512_loadu_ps(scores + j), factor);
+        __m512 d = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_loadu_ps(grad + j), dot));
+        store_weights(out + j, _mm512_maskz_mov_ps(visible(seen, j), d));
+    }
 }
 
 /* The three products of a block of queries, in strips of 16 that leave out most of what no query sees. */
@@ -184,8 +204,8 @@ TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, c
     int64_t padded = round_up(s.steps), stride = s.heads * s.size, words = s.size / 2;
     uint32_t *rows = (uint32_t *)scratch, *keys = rows + padded * words, *values = keys + padded * words;
     float *scores = (float *)(values + padded * words), *out = scores + QUERIES * padded;
-    uint16_t *probs = (uint16_t *)(out + QUERIES * s.size);
-    float scale = 1 / sqrtf((float)s.size);
+    uint16_t *weights = (uint16_t *)(out + QUERIES * s.size);
+    float scale = 1 / sqrtf((float)s.size), factors[QUERIES], log_sum;
     copy_rows(s.steps, padded, s.size, k, stride, NULL, rows);
     transpose(padded, words, rows, keys);
     copy_rows(s.steps, padded, s.size, v, stride, NULL, rows);
@@ -195,11 +215,11 @@ TARGET static void forward_head(Shape s, const uint16_t *q, const uint16_t *k, c
         int64_t end = first + QUERIES, count = s.steps < end ? s.steps - first : QUERIES;
         scores_of(first, words, rows, keys, padded, scores);
         for (int64_t r = 0; r < QUERIES; r++) {
-            float sum = probabilities(first + r + 1, end, scale, scores + r * padded, probs + r * padded);
-            if (r < count) log_sums[first + r] = sum;
+            factors[r] = weigh(first + r + 1, scale, scores + r * padded, weights + r * padded, &log_sum);
+            if (r < count) log_sums[first + r] = log_sum;
         }
-        mix(first, s.size, probs, padded, values, out);
-        narrow_rows(count, s.size, out, v_bias, y + first * stride, stride);
+        mix(first, s.size, weights, padded, values, out);
+        narrow_rows(count, s.size, out, factors, v_bias, y + first * stride, stride);
     }
 }
 
@@ -230,17 +250,17 @@ TARGET static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, 
         scores_of(first, words, q_rows, keys, padded, scores);
         scores_of(first, words, g_rows, values, padded, d_scores);
         for (int64_t r = 0; r < QUERIES; r++)
-            score_gradient(first + r + 1, end, scale, r < count ? log_sums[first + r] : 0, scores + r * padded,
+            score_gradient(first + r + 1, scale, r < count ? log_sums[first + r] : 0, scores + r * padded,
                            d_scores + r * padded, probs + r * padded, inner + r * padded);
         mix(first, s.size, inner, padded, key_pairs, out);
-        narrow_rows(count, s.size, out, NULL, dq + first * stride, stride);
+        narrow_rows(count, s.size, out, NULL, NULL, dq + first * stride, stride);
         interleave(QUERIES, end, probs, padded, pairs);
         spread(first, s.size, pairs, g_pairs, v_sums);
         interleave(QUERIES, end, inner, padded, pairs);
         spread(first, s.size, pairs, q_pairs, k_sums);
     }
-    narrow_rows(s.steps, s.size, k_sums, NULL, dk, stride);
-    narrow_rows(s.steps, s.size, v_sums, NULL, dv, stride);
+    narrow_rows(s.steps, s.size, k_sums, NULL, NULL, dk, stride);
+    narrow_rows(s.steps, s.size, v_sums, NULL, NULL, dv, stride);
 }
 
 static void *new_scratch(Shape s, int64_t areas, int64_t blocks) {
