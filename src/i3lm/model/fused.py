@@ -51,6 +51,22 @@ class Parts(NamedTuple):
     ffn_bias: Tensor
 
 
+class Factors(NamedTuple):
+    """The matrices of `Parts` in the products' type."""
+
+    B: Tensor
+    C: Tensor
+    down: Tensor
+    q_up: Tensor
+    k_up: Tensor
+    v_up: Tensor
+    out: Tensor
+    up_A: Tensor
+    up_B: Tensor
+    down_A: Tensor
+    down_B: Tensor
+
+
 class Kept(NamedTuple):
     """What the way back needs: the residual stream before each norm, and what was multiplied."""
 
@@ -79,37 +95,38 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTD, heads, eps, low, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
+        f = Factors(*kernels.narrow([getattr(p, name) for name in Factors._fields], low))
         batch, steps, width = x_BTD.shape
         x1 = x_BTD.flatten(0, 1)
 
         _, n1, stats1 = kernels.norm_forward(x1, None, (p.gain1, p.shift1, eps), low)
-        u = (n1 @ p.B.to(low).t()).float().view(batch, steps, -1)
+        u = (n1 @ f.B.t()).float().view(batch, steps, -1)
         states = kernels.scan_states(u, p.A.t().contiguous(), u.new_zeros(batch, u.shape[2]))
         zeros = x1.new_zeros(batch, width)
         mixed, _ = kernels.ema_forward(n1.view(x_BTD.shape), p.w, p.D, x_BTD, zeros)
-        written = states.to(low).flatten(0, 1) @ p.C.to(low).t(), torch.zeros_like(p.D)
+        written = states.to(low).flatten(0, 1) @ f.C.t(), torch.zeros_like(p.D)
 
         norm = (p.gain2, p.shift2, eps)
         x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, norm, low)
-        middle = F.linear(n2, p.down.to(low), p.down_bias.to(low))
-        ups = zip((p.q_up, p.k_up, p.v_up), middle.chunk(3, 1), strict=True)
-        q, k, v = (part @ up.to(low).t() for up, part in ups)
+        middle = F.linear(n2, f.down, p.down_bias.to(low))
+        ups = zip((f.q_up, f.k_up, f.v_up), middle.chunk(3, 1), strict=True)
+        q, k, v = (part @ up.t() for up, part in ups)
         attended, attention = attend(q, k, v, (p.q_bias, p.v_bias), batch, heads)
-        written = attended @ p.out.to(low).t(), p.out_bias
+        written = attended @ f.out.t(), p.out_bias
 
         norm = (p.gain3, p.shift3, eps)
         x3, n3, stats3 = kernels.norm_forward(x2, written, norm, low)
-        up_middle = n3 @ p.up_B.to(low).t()
-        inner = up_middle @ p.up_A.to(low).t()
-        down_middle = kernels.gelu(inner, p.up_bias) @ p.down_B.to(low).t()
-        written = down_middle @ p.down_A.to(low).t(), p.ffn_bias
+        up_middle = n3 @ f.up_B.t()
+        inner = up_middle @ f.up_A.t()
+        down_middle = kernels.gelu(inner, p.up_bias) @ f.down_B.t()
+        written = down_middle @ f.down_A.t(), p.ffn_bias
 
         kept = Kept(
             x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
             x3, stats3, up_middle, inner, down_middle,
         )  # fmt: skip
         ctx.save_for_backward(*kept, *parameters)
-        ctx.heads, ctx.eps, ctx.shape, ctx.low = heads, eps, x_BTD.shape, low
+        ctx.heads, ctx.eps, ctx.shape, ctx.factors = heads, eps, x_BTD.shape, f
         return kernels.add(x3, written).view(x_BTD.shape)
 
     @staticmethod
@@ -119,25 +136,27 @@ class _FusedLayer(torch.autograd.Function):
         kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
         grad = grad_BTD.contiguous().flatten(0, 1)
         g: dict[str, Tensor] = {}
-        grad, grad_low, n = _ffn_backward(kept, p, grad, ctx.low, ctx.eps, g)
-        grad, grad_low = _attention_backward(kept, p, grad, grad_low, n, ctx.heads, ctx.eps, g)
-        grad = _recurrence_backward(kept, p, grad, grad_low, ctx.shape, ctx.eps, g)
+        grad, grad_low, n = _ffn_backward(kept, p, ctx.factors, grad, ctx.eps, g)
+        grad, grad_low = _attention_backward(
+            kept, p, ctx.factors, grad, grad_low, n, ctx.heads, ctx.eps, g
+        )
+        grad = _recurrence_backward(kept, p, ctx.factors, grad, grad_low, ctx.shape, ctx.eps, g)
         gradients = (g[name].to(getattr(p, name).dtype) for name in Parts._fields)
         return grad.view(ctx.shape), None, None, None, *gradients
 
 
 def _ffn_backward(
-    kept: Kept, p: Parts, grad: Tensor, low: torch.dtype, eps: float, g: dict[str, Tensor]
+    kept: Kept, p: Parts, f: Factors, grad: Tensor, eps: float, g: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradient of x3, the same in `low`, and room for a norm's output."""
-    grad_low = grad.to(low)
+    grad_low = grad.to(f.down_A.dtype)
     g["ffn_bias"], g["down_A"] = kernels.column_sums(grad_low), grad_low.t() @ kept.down_middle
-    d_middle = grad_low @ p.down_A.to(low)
-    d_inner = d_middle @ p.down_B.to(low)
+    d_middle = grad_low @ f.down_A
+    d_inner = d_middle @ f.down_B
     activation, g["up_bias"] = kernels.gelu_backward(kept.inner, p.up_bias, d_inner)
     g["down_B"], g["up_A"] = d_middle.t() @ activation, d_inner.t() @ kept.up_middle
-    d_middle = d_inner @ p.up_A.to(low)
-    d_n, n = d_middle @ p.up_B.to(low), torch.empty_like(grad_low)
+    d_middle = d_inner @ f.up_A
+    d_n, n = d_middle @ f.up_B, torch.empty_like(grad_low)
     norm = (p.gain3, p.shift3, eps)
     grad, grad_low, sums = kernels.norm_backward(kept.x3, kept.stats3, norm, (d_n, None), grad, n)
     g["gain3"], g["shift3"], g["out_bias"] = sums
@@ -148,6 +167,7 @@ def _ffn_backward(
 def _attention_backward(
     kept: Kept,
     p: Parts,
+    f: Factors,
     grad: Tensor,
     grad_low: Tensor,
     n: Tensor,
@@ -156,18 +176,18 @@ def _attention_backward(
     g: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient of x2 and the same in low precision."""
-    low, batch = grad_low.dtype, kept.states.shape[0]
+    batch = kept.states.shape[0]
     g["out"] = grad_low.t() @ kept.attended
-    d_out = grad_low @ p.out.to(low)
+    d_out = grad_low @ f.out
     grads = attend_backward(kept.q, kept.k, kept.v, p.q_bias, kept.attention, d_out, batch, heads)
     d_middle = torch.empty_like(kept.middle)
     parts = zip("qkv", grads, kept.middle.chunk(3, 1), d_middle.chunk(3, 1), strict=True)
     for name, d_rows, middle, d_part in parts:
         g[f"{name}_up"] = d_rows.t() @ middle
-        d_part.copy_(d_rows @ getattr(p, f"{name}_up").to(low))
+        d_part.copy_(d_rows @ getattr(f, f"{name}_up"))
     g["q_bias"], g["v_bias"] = kernels.column_sums(grads[0]), kernels.column_sums(d_out)
     g["k_bias"] = torch.zeros_like(p.k_bias)
-    d_n, norm = d_middle @ p.down.to(low), (p.gain2, p.shift2, eps)
+    d_n, norm = d_middle @ f.down, (p.gain2, p.shift2, eps)
     grad, grad_low, sums = kernels.norm_backward(kept.x2, kept.stats2, norm, (d_n, None), grad, n)
     g["gain2"], g["shift2"], _ = sums
     g["down"], g["down_bias"] = d_middle.t() @ n, kernels.column_sums(d_middle)
@@ -177,6 +197,7 @@ def _attention_backward(
 def _recurrence_backward(
     kept: Kept,
     p: Parts,
+    f: Factors,
     grad: Tensor,
     grad_low: Tensor,
     shape: torch.Size,
@@ -186,7 +207,7 @@ def _recurrence_backward(
     """Return the gradient of x1; the adjoints run from the last step to the first."""
     low, states = grad_low.dtype, kept.states
     g["C"] = grad_low.t() @ states.to(low).flatten(0, 1)
-    d_states = (grad_low @ p.C.to(low)).float().view(states.shape)
+    d_states = (grad_low @ f.C).float().view(states.shape)
     start = torch.zeros_like(states[:, 0])
     adjoint = kernels.scan_states(d_states, p.A.contiguous(), start, reverse=True)
     before = F.pad(states[:, :-1], (0, 0, 1, 0))
@@ -197,7 +218,7 @@ def _recurrence_backward(
     d_n1, g["w"], g["D"], _ = kernels.ema_backward(
         grad.view(shape), kept.n1.view(shape), p.w, p.D, zeros, zeros
     )
-    parts, norm = (d_n1.flatten(0, 1), d_u @ p.B.to(low)), (p.gain1, p.shift1, eps)
+    parts, norm = (d_n1.flatten(0, 1), d_u @ f.B), (p.gain1, p.shift1, eps)
     grad, _, sums = kernels.norm_backward(kept.x1, kept.stats1, norm, parts, grad, None)
     g["gain1"], g["shift1"], _ = sums
     return grad

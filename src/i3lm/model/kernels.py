@@ -3,6 +3,9 @@
 `low` is the type of the products' operands: bfloat16 or float32. Rows are tokens, (M, D).
 """
 
+import ctypes
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,19 @@ def _call(name: str, low: torch.dtype, *arguments: Tensor | int | float | None) 
 def _partial(rows: int, *sizes: int) -> Tensor:
     """Room for the sums of each chunk of rows."""
     return torch.empty(-(-rows // ROWS), *sizes)
+
+
+def narrow(tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
+    """Return float32 tensors in `low`: copies in one piece of memory, or the tensors themselves."""
+    if low == torch.float32:
+        return list(tensors)
+    tensors = [t.contiguous() for t in tensors]
+    counts = [t.numel() for t in tensors]
+    flat = torch.empty(sum(counts), dtype=low)
+    addresses = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    tensor_call("i3_narrow", len(tensors), addresses, torch.tensor(counts), flat)
+    pieces = flat.split(counts)
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
 
 
 Written = tuple[Tensor, Tensor]  # what a branch writes, (M, D) low, and its bias (D)

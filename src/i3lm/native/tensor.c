@@ -33,6 +33,24 @@
 #define NAME(name) name##_bf16
 #include "layer.h"
 
+CLONES
+static void narrow(int64_t count, const float *restrict x, uint16_t *restrict y) {
+    for (int64_t i = 0; i < count; i++) y[i] = store_bf16(x[i]);
+}
+
+/* Tensors to bfloat16, one after the other in y. */
+int i3_narrow(int64_t tensors, const float *const *x, const int64_t *counts, uint16_t *y) {
+    for (int64_t k = 0; k < tensors; y += counts[k], k++) {
+        const float *from = x[k];
+        uint16_t *to = y;
+        int64_t count = counts[k], chunk = 8192, chunks = (count + chunk - 1) / chunk;
+#pragma omp parallel for schedule(static) if (chunks > 3)
+        for (int64_t i = 0; i < chunks; i++)
+            narrow(count - i * chunk < chunk ? count - i * chunk : chunk, from + i * chunk, to + i * chunk);
+    }
+    return 0;
+}
+
 /* s_t = M s_{t-1} + u_t, with `columns` = M by columns: columns[j * n + i] = M[i][j]. `by` = +-n. */
 CLONES
 static void state_block(int64_t steps, int64_t by, int64_t n, const float *restrict columns,
