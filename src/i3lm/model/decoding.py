@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from i3lm.model import fused
@@ -51,7 +52,7 @@ class CompiledStep:
     def __call__(self, tokens: Tensor, states: list[LayerState], threads: int = 1) -> Tensor:
         """Return logits (B, V) after tokens (B,) int64, which the states then hold too.
 
-        The states must hold a position already. V counts the used rows of the vocabulary alone.
+        The states must hold a position already. Rows that stand for no token have logit -inf.
         """
         config, position, streams = self.config, states[0].length, len(tokens)
         if position + 1 > states[0].capacity:
@@ -71,4 +72,4 @@ class CompiledStep:
             self._outer_addresses,
             logits,
         )
-        return logits
+        return F.pad(logits, (0, config.vocab_size - self.classes), value=-torch.inf)
