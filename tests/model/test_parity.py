@@ -255,3 +255,19 @@ def test_initial_network_predicts_evenly_and_keeps_its_scale():
     factor = network.model.layers[0].ffn.up
     x = torch.randn(1000, 24)
     assert 0.5 < float(factor(x).detach().std()) < 1.5
+
+
+def test_the_first_head_starts_by_looking_for_what_followed_before():
+    torch.manual_seed(0)
+    network = I3Network(PRESETS["i3-mini"].architecture)
+    once = torch.randperm(1000)[:60]
+    layer = network.model.layers[1]
+    with torch.no_grad():
+        x = network.model.embed_tokens(torch.cat([once, once])[None])
+        x = x + layer.recurrence(layer.recurrence_norm(x))
+        attention = layer.attention
+        q, k, _ = attention.qkv_down(layer.attention_norm(x)).chunk(3, dim=-1)
+        q, k = attention._heads(attention.q_up(q)), attention._heads(attention.k_up(k))
+        scores = (q[0, 0] @ k[0, 0].T).tril() / q.shape[-1] ** 0.5
+    found = scores[60:].argmax(-1)
+    assert (found == torch.arange(60) + 1).float().mean() > 0.9

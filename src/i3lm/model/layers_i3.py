@@ -15,6 +15,11 @@ from . import ops_i3
 from .ops_i3 import causal_attention, head_loss, lorpt, recompute, recurrence, stable_transition
 
 
+# How loud the previous token is beside the current one, and how sharply the first head compares
+# them, at the start (docs/log.md).
+WRITE_PREVIOUS, MATCH_PREVIOUS = 0.1, 1.7
+
+
 class LoRPtLinear(nn.Module):
     """A linear map of low rank, `y = x (A B)^T + bias`, with A (out, R) and B (R, in).
 
@@ -271,6 +276,40 @@ class I3Layer(nn.Module):
         self.ffn_norm = nn.LayerNorm(d, eps=eps)
         self.ffn = FeedForward(config)
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start the first head as one that finds what followed the current token before.
+
+        Such induction heads (Olsson et al., arXiv 2209.11895) form late from random weights. Here
+        half of the states hold a projection G of the current token and pass it to the other half,
+        which writes the previous token's along E; the head compares G of its query with E of its
+        keys. It says nothing until `o_proj` learns to use it. Expects the parts to be reset.
+        """
+        mix, attention = self.recurrence, self.attention
+        width, states, rank = mix.D.numel(), mix.A.shape[0], attention.q_up.weight.shape[1]
+        size = min(states // 2, rank, width // attention.num_heads)
+        if size == 0 or mix.A.is_meta:
+            return
+        basis = nn.init.orthogonal_(torch.empty(width, 2 * size))
+        G, E = basis[:, :size].t(), basis[:, size:]  # (size, D), (D, size)
+        A, B, C = torch.zeros_like(mix.A), torch.zeros_like(mix.B), torch.zeros_like(mix.C)
+        A[size : 2 * size, :size] = torch.eye(size)
+        B[:size], C[:, size : 2 * size] = G, WRITE_PREVIOUS * E
+        down = attention.qkv_down.weight.clone()
+        down[:size], down[rank : rank + size] = MATCH_PREVIOUS * G, MATCH_PREVIOUS * E.t()
+        for tensor, values in (
+            (mix.A, A),
+            (mix.B, B),
+            (mix.C, C),
+            (attention.qkv_down.weight, down),
+        ):
+            _fill(tensor, values)
+        for up in (attention.q_up, attention.k_up):
+            values = up.weight.clone()
+            values[: width // attention.num_heads] = 0
+            values[:size, :size] = torch.eye(size)
+            _fill(up.weight, values)
+
     def forward(
         self,
         x: Tensor,
@@ -387,5 +426,5 @@ def init_module(module: nn.Module, config: Any) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, LoRPtLinear | Projection | Recurrence):
+    elif isinstance(module, LoRPtLinear | Projection | Recurrence | I3Layer):
         module.reset_parameters()
