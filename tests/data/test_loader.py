@@ -125,3 +125,16 @@ def test_memory_map_pages_are_given_back(tmp_path):
 def test_arguments_that_do_not_fit(tokens, context, batch):
     with pytest.raises(ValueError, match=r"needed|at least"):
         Loader(tokens, context, batch, seed=0)
+
+
+@given(length=st.integers(50, 400), seed=st.integers(0, 99), gap=st.integers(2, 60))
+def test_windows_begin_at_documents_where_one_is_near(length, seed, gap):
+    tokens = np.full(length, 9, np.uint16)
+    tokens[::gap] = 2
+    plain, moved = (Loader(tokens, 20, 4, seed, opening) for opening in (None, 2))
+    samples = np.arange(40)
+    for before, after in zip(plain.starts(samples), moved.starts(samples), strict=True):
+        ahead = tokens[(before + np.arange(11)) % length]
+        near = np.flatnonzero(ahead == 2)
+        assert after == (before + (near[0] if len(near) else 0)) % length
+    assert np.array_equal(moved.batch(3)[0][:, 0], tokens[moved.starts(np.arange(12, 16))])

@@ -18,11 +18,23 @@ class Loader:
     and takes each once in a pseudo-random order of its own. So sample k depends on (seed, k)
     alone: a run goes on at any step, on any number of machines, with nothing replayed.
 
+    With `opening`, the token that opens a document, a window moves on to the first document that
+    begins within its first half: what is told at the start of a conversation and asked at its end
+    then stands in one window (docs/log.md). The ring's start differs from epoch to epoch, so what
+    a moved window leaves out comes in another.
+
     `tokens`: one-dimensional integer array of N > context tokens, memory-mapped or not. The pages
     of a memory map are given back after each read, so they do not pile up in the process.
     """
 
-    def __init__(self, tokens: np.ndarray, context: int, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        context: int,
+        batch: int,
+        seed: int,
+        opening: int | None = None,
+    ) -> None:
         if context < 1 or batch < 1:
             raise ValueError("context and batch must be at least 1")
         if tokens.ndim != 1 or len(tokens) <= context:
@@ -30,7 +42,7 @@ class Loader:
         self.tokens = tokens
         self.context = context
         self.batch_size = batch
-        self.seed = seed
+        self.seed, self.opening = seed, opening
         self.windows_per_epoch = (len(tokens) - 1) // context
         # Half the bits of the smallest even-sized power of two that holds every window number.
         self._bits = max(1, ((self.windows_per_epoch - 1).bit_length() + 1) // 2)
@@ -60,7 +72,15 @@ class Loader:
         length = np.uint64(len(self.tokens))
         ring_start = (_mix(keys ^ _M3) % length).astype(np.int64)
         windows = self._permute(numbers.astype(np.uint64), keys).astype(np.int64)
-        return (ring_start + windows * self.context) % len(self.tokens)
+        return self._at_openings((ring_start + windows * self.context) % len(self.tokens))
+
+    def _at_openings(self, starts: np.ndarray) -> np.ndarray:
+        """Move each start to the first document that begins within half a window."""
+        if self.opening is None:
+            return starts
+        indices = (starts[:, None] + np.arange(self.context // 2 + 1)) % len(self.tokens)
+        distance = (self.tokens[indices] == self.opening).argmax(1)  # 0 where there is none
+        return (starts + distance) % len(self.tokens)
 
     def _permute(self, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Permute 0 ... windows_per_epoch - 1 by a Feistel network, walking until back in range."""

@@ -15,6 +15,7 @@ from i3lm.errors import UserError
 from i3lm.model.layers_i3 import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
 from i3lm.presets import find_preset
+from i3lm.tokenizer import BOS
 from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
@@ -60,7 +61,7 @@ class Trainer:
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)
-        self.loader = Loader(corpus.train, self.context, self.sequences, config.seed)
+        self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
         self._stop = False
