@@ -78,7 +78,7 @@ class Preset:
     architecture: Architecture
     tokenizer_size: int
     about: str
-    muon_lr: float | None = None  # where the optimizer's own rate diverges (docs/log.md)
+    muon_lr: float | None = None  # where the optimizer's own rate is too high (docs/log.md)
 
 
 PRESETS: dict[str, Preset] = {
@@ -108,6 +108,7 @@ PRESETS: dict[str, Preset] = {
         ),
         2048,
         "a few minutes on a laptop: the size of `make demo`",
+        muon_lr=1e-2,
     ),
     "i3-small": Preset(
         Architecture(
