@@ -29,8 +29,8 @@ bench: $(INSTALLED)
 	for part in startup tokenizer decode train; do $(BIN)/i3lm bench $$part || exit 1; done
 
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests setup.py
-	$(BIN)/ruff check src tests setup.py
+	$(BIN)/ruff format --check src tests benchmarks setup.py
+	$(BIN)/ruff check src tests benchmarks setup.py
 	$(BIN)/mypy
 
 clean:

@@ -17,7 +17,9 @@ setup(
         Extension(
             f"i3lm.native._{name}",
             [f"src/i3lm/native/{source}.c" for source in sources],
-            depends=[f"src/i3lm/native/{header}.h" for header in ("numbers", "layer", "lines", "blake2b")],
+            depends=[
+                f"src/i3lm/native/{header}.h" for header in ("numbers", "layer", "lines", "blake2b")
+            ],
             extra_compile_args=FLAGS + flags,
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from . import ops_i3
 from .ops_i3 import causal_attention, head_loss, lorpt, recompute, recurrence, stable_transition
 
-
 # How loud the previous token is beside the current one, and how sharply the first head compares
 # them, at the start (docs/log.md).
 WRITE_PREVIOUS, MATCH_PREVIOUS = 0.1, 1.7
