@@ -26,7 +26,7 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            ("tensor", ["tensor", "attention", "optim", "decode"], OPENMP),
+            ("tensor", ["tensor", "attention", "optim", "states", "decode"], OPENMP),
         )
     ]
 )

@@ -1,13 +1,17 @@
 """Writing files so that a reader never sees half of one."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path` as a whole or not at all, durably.
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file that becomes `path` as a whole at the end of the block, or not at all.
 
     The bytes go to a temporary file in the same folder, are flushed to the device, and replace
     `path` in one step. On an error the old file stays and the temporary one is removed.
@@ -16,7 +20,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; give the mode that a plain open() would have given.
@@ -28,6 +32,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` as a whole or not at all, durably."""
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
 from i3lm.card import model_card
@@ -16,6 +16,7 @@ from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.model.layers_i3 import I3Network
 from i3lm.presets import Architecture
+from i3lm.tensorfile import write_tensors
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
 CODE = ("configuration_i3.py", "layers_i3.py", "modeling_i3.py", "ops_i3.py")
@@ -57,7 +58,7 @@ def save_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = network.config
-    state = {name: t.detach().contiguous().cpu() for name, t in network.state_dict().items()}
+    state = network.state_dict()
     config = {
         "architectures": ["I3ForCausalLM"],
         "auto_map": AUTO_MAP,
@@ -75,7 +76,7 @@ def save_folder(
     tokenizer.save(folder, model_max_length=sizes.max_position_embeddings)
     write_atomic(folder / "generation_config.json", _json(GENERATION))
     write_atomic(folder / "config.json", _json(config))
-    write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    write_tensors(folder / "model.safetensors", state, {"format": "pt"})
     card = model_card(config, sum(t.numel() for t in state.values()), run)
     write_atomic(folder / "README.md", card.encode())
 

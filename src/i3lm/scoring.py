@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network, head_logits
+from i3lm.model.layers_i3 import I3Network
 
 
 def window_rule(context: int, stride: int) -> str:
@@ -59,9 +58,7 @@ def score_tokens(
         scored = torch.from_numpy(targets).to(device)
         with torch.inference_mode():
             hidden = network.model(torch.from_numpy(inputs).to(device))
-            logits = head_logits(network.lm_head, hidden[:, -scored.shape[1] :], network.config)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), scored.flatten(), reduction="none")
-            nats += float(loss.double().sum())
+            nats += float(network.head_loss(hidden[:, -scored.shape[1] :], scored))
         count += scored.numel()
         advance(scored.numel())
     return nats, count

@@ -234,3 +234,19 @@ def test_rounding_to_bfloat16_is_torchs(x):
     zeros = torch.zeros_like(values)
     mine = kernels.add(zeros, (values.bfloat16(), zeros[0]))
     assert torch.equal(mine.nan_to_num(7.0), values.bfloat16().float().nan_to_num(7.0))
+
+
+@LOWS
+def test_what_is_computed_again_gives_the_same_gradients(low):
+    network = I3Network(SIZES)
+    for parameter in network.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    inputs = torch.randint(0, SIZES.vocab_size, (2, 37))
+    gradients = []
+    for mode in ("none", "selective"):
+        network.model.set_gradient_checkpointing(mode)
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low == torch.bfloat16):
+            network.loss(inputs, inputs).backward()
+        gradients.append([p.grad.clone() for p in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

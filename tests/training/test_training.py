@@ -88,7 +88,7 @@ def test_a_resumed_run_is_the_run_that_would_have_been(small_config, tmp_path, o
 def test_a_step_does_not_depend_on_microbatch_or_checkpointing(small_config, tmp_path):
     reference = None
     for number, changes in enumerate(
-        [{"microbatch": 4}, {"microbatch": 1}, {"microbatch": 3, "gradient_checkpointing": True}]
+        [{"microbatch": 4}, {"microbatch": 1}, {"microbatch": 3, "gradient_checkpointing": "full"}]
     ):
         result = train(small_config(out=str(tmp_path / str(number)), steps=3, **changes))
         curve = [loss for _, loss in losses(result.folder)]

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 @click.option("--text-column", help="The column of .jsonl and .parquet files.")
 @click.option("--split", help="The split of a Hub dataset.  [default: train]")
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
+@click.option("--state-bits", type=int, help="Bits of the optimizer's states: 32, 8 or 4.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the optimizer's]")
 @click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
 @click.option("--microbatch", type=int, help="Sequences at once: fewer need less memory.")
 @click.option(
-    "--gradient-checkpointing/--no-gradient-checkpointing", default=None,
-    help="Compute activations twice instead of keeping them: slower, less memory.",
+    "--gradient-checkpointing", metavar="MODE",
+    help="none, selective or full: compute activations twice instead of keeping them.",
 )  # fmt: skip
 @click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
 @click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time.  [default: 1m]")

@@ -93,9 +93,9 @@ class _FusedLayer(torch.autograd.Function):
     """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
     @staticmethod
-    def forward(ctx, x_BTD, heads, eps, low, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_BTD, heads, eps, low, again, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
-        f = Factors(*kernels.narrow([getattr(p, name) for name in Factors._fields], low))
+        f = _factors(p, low)
         batch, steps, width = x_BTD.shape
         x1 = x_BTD.flatten(0, 1)
 
@@ -125,8 +125,12 @@ class _FusedLayer(torch.autograd.Function):
             x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
             x3, stats3, up_middle, inner, down_middle,
         )  # fmt: skip
+        if again:
+            empty = n1.new_empty(0)
+            kept = kept._replace(n1=empty, q=empty, k=empty, v=empty, inner=empty)
         ctx.save_for_backward(*kept, *parameters)
-        ctx.heads, ctx.eps, ctx.shape, ctx.factors = heads, eps, x_BTD.shape, f
+        ctx.heads, ctx.eps, ctx.shape, ctx.low = heads, eps, x_BTD.shape, low
+        ctx.factors = None if again else f
         return kernels.add(x3, written).view(x_BTD.shape)
 
     @staticmethod
@@ -134,15 +138,33 @@ class _FusedLayer(torch.autograd.Function):
     def backward(ctx, grad_BTD):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
+        f = ctx.factors
+        if f is None:
+            f = _factors(p, ctx.low)
+            kept = _computed_again(kept, p, f, ctx.eps)
         grad = grad_BTD.contiguous().flatten(0, 1)
         g: dict[str, Tensor] = {}
-        grad, grad_low, n = _ffn_backward(kept, p, ctx.factors, grad, ctx.eps, g)
-        grad, grad_low = _attention_backward(
-            kept, p, ctx.factors, grad, grad_low, n, ctx.heads, ctx.eps, g
-        )
-        grad = _recurrence_backward(kept, p, ctx.factors, grad, grad_low, ctx.shape, ctx.eps, g)
+        grad, grad_low, n = _ffn_backward(kept, p, f, grad, ctx.eps, g)
+        grad, grad_low = _attention_backward(kept, p, f, grad, grad_low, n, ctx.heads, ctx.eps, g)
+        grad = _recurrence_backward(kept, p, f, grad, grad_low, ctx.shape, ctx.eps, g)
         gradients = (g[name].to(getattr(p, name).dtype) for name in Parts._fields)
-        return grad.view(ctx.shape), None, None, None, *gradients
+        return grad.view(ctx.shape), None, None, None, None, *gradients
+
+
+def _factors(p: Parts, low: torch.dtype) -> Factors:
+    return Factors(*kernels.narrow([getattr(p, name) for name in Factors._fields], low))
+
+
+def _computed_again(kept: Kept, p: Parts, f: Factors, eps: float) -> Kept:
+    """Return `kept` with what selective checkpointing left out: wide, and cheap to compute.
+
+    Half of a layer's activations come from the rank-R middles by one product each, 5 % of a step.
+    """
+    norm = (p.gain1, p.shift1, eps)
+    _, n1, _ = kernels.norm_forward(kept.x1, None, norm, f.B.dtype)
+    ups = zip((f.q_up, f.k_up, f.v_up), kept.middle.chunk(3, 1), strict=True)
+    q, k, v = (part @ up.t() for up, part in ups)
+    return kept._replace(n1=n1, q=q, k=k, v=v, inner=kept.up_middle @ f.up_A.t())
 
 
 def _ffn_backward(
@@ -268,7 +290,7 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps
-    return _FusedLayer.apply(x.contiguous(), heads, eps, low, *parts)
+    return _FusedLayer.apply(x.contiguous(), heads, eps, low, layer.compute_again, *parts)
 
 
 def install() -> bool:

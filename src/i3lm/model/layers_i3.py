@@ -263,7 +263,12 @@ class FeedForward(nn.Module):
 
 
 class I3Layer(nn.Module):
-    """Three pre-norm residual branches: recurrence, attention, feed-forward."""
+    """Three pre-norm residual branches: recurrence, attention, feed-forward.
+
+    With `compute_again`, the compiled training pass keeps half as much and computes the rest again.
+    """
+
+    compute_again = False
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -330,12 +335,9 @@ class I3Layer(nn.Module):
 
 
 class I3Backbone(nn.Module):
-    """Token and position embeddings, the layers, the final norm.
+    """Token and position embeddings, the layers, the final norm."""
 
-    With `gradient_checkpointing`, training keeps one tensor a layer and computes the rest again.
-    """
-
-    gradient_checkpointing = False
+    gradient_checkpointing = "none"
     embed_tokens: nn.Embedding
     embed_positions: nn.Embedding
     layers: nn.ModuleList
@@ -344,6 +346,17 @@ class I3Backbone(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         build_backbone(self, config)
+
+    def set_gradient_checkpointing(self, mode: str) -> None:
+        """Choose what training keeps: "none" leaves out nothing, "full" all but a layer's input.
+
+        "selective" computes again what is wide and cheap; where the compiled pass is missing, it
+        is "full".
+        """
+        selective = mode == "selective"
+        self.gradient_checkpointing = "full" if selective and not ops_i3.fused_layer else mode
+        for layer in self.layers:
+            layer.compute_again = selective  # type: ignore[assignment]
 
     def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
         """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
@@ -354,7 +367,8 @@ class I3Backbone(nn.Module):
         if past and input_ids.shape[1] > 1:  # a later stretch of a prompt
             total = past + input_ids.shape[1]
             mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
-        again = self.gradient_checkpointing and torch.is_grad_enabled() and not states
+        full = self.gradient_checkpointing == "full"
+        again = full and torch.is_grad_enabled() and not states
         for i, layer in enumerate(self.layers):
             state = states[i] if states else None
             x = recompute(layer, x) if again else layer(x, mask, state=state)
@@ -392,10 +406,14 @@ class I3Network(nn.Module):
 
     def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed over all B * T targets (int64)."""
-        hidden = self.model(input_ids).flatten(0, 1)
+        return self.head_loss(self.model(input_ids), targets)
+
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy in nats, summed, of hidden (B, T, D) against targets (B, T)."""
         head, used = self.lm_head, used_rows(self.config)
         assert head.bias is not None
-        return head_loss(hidden, head.A[:used], head.B, head.bias[:used], targets.flatten())
+        factors = head.A[:used], head.B, head.bias[:used]
+        return head_loss(hidden.flatten(0, 1), *factors, targets.flatten())
 
     def new_states(self) -> list[LayerState]:
         """Return empty decoding states, one a layer."""

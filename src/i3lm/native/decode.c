@@ -23,37 +23,76 @@ typedef struct {
     int64_t streams, layers, width, heads, rank, states, inner, classes, capacity, position;
 } Sizes;
 
+#if defined(__GNUC__)
+typedef float Lanes __attribute__((vector_size(64)));
+typedef float Half __attribute__((vector_size(32)));
+typedef float Quarter __attribute__((vector_size(16)));
+typedef int Order __attribute__((vector_size(16)));
+#define LANES 16
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Quarter folded(const Lanes *v) {
+    union { Lanes whole; Half parts[2]; } a = {*v};
+    union { Half whole; Quarter parts[2]; } b = {a.parts[0] + a.parts[1]};
+    return b.parts[0] + b.parts[1];
+}
+
+/* The sums of four vectors, with six shuffles instead of twelve. */
+INLINE Quarter sums_of(const Lanes *v) {
+    Quarter a = folded(v), b = folded(v + 1), c = folded(v + 2), d = folded(v + 3);
+    const Order low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+    Quarter ab = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+    Quarter cd = __builtin_shuffle(c, d, low) + __builtin_shuffle(c, d, high);
+    return __builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, second);
+}
+
+/* `rows` for 4 rows and 4 streams: all sums stay in registers, and a number that is read serves four of them. */
+INLINE void tile(int64_t in, const float *weight, const float *bias, const float *x, int64_t x_stride, float *y,
+                 int64_t y_stride, int add) {
+    Lanes sums[4][4] = {{{0}}}, v, w[4];
+    int64_t i = 0;
+    for (; i + LANES <= in; i += LANES) {
+        for (int o = 0; o < 4; o++) memcpy(&w[o], weight + o * in + i, sizeof v);
+        for (int b = 0; b < 4; b++) {
+            memcpy(&v, x + b * x_stride + i, sizeof v);
+            for (int o = 0; o < 4; o++) sums[b][o] += w[o] * v;
+        }
+    }
+    for (int b = 0; b < 4; b++) {
+        Quarter out = sums_of(sums[b]);
+        for (int o = 0; o < 4; o++) {
+            float sum = out[o] + (bias ? bias[o] : 0), *to = y + b * y_stride + o;
+            for (int64_t j = i; j < in; j++) sum += weight[o * in + j] * x[b * x_stride + j];
+            *to = (add ? *to : 0) + sum;
+        }
+    }
+}
+#endif
+
+static inline void row(int64_t in, const float *restrict weight, float start, const float *restrict x, float *y,
+                       int add) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < in; i++) sum += weight[i] * x[i];
+    *y = (add ? *y : 0) + start + sum;
+}
+
 /* y[b][o] (+)= weight[o] . x[b] + bias[o] for the rows first <= o < last of weight. */
 CLONES
-static void rows(int64_t first, int64_t last, int64_t in, const float *restrict weight, const float *restrict bias,
-                 int64_t streams, const float *restrict x, int64_t x_stride, float *restrict y, int64_t y_stride,
-                 int add) {
+static void rows(int64_t first, int64_t last, int64_t in, const float *weight, const float *bias, int64_t streams,
+                 const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
+    int64_t tiled = 0; /* streams */
+#if defined(__GNUC__)
+    tiled = streams / 4 * 4;
+    for (int64_t o = first; o + 4 <= last; o += 4)
+        for (int64_t b = 0; b < tiled; b += 4)
+            tile(in, weight + o * in, bias ? bias + o : NULL, x + b * x_stride, x_stride, y + b * y_stride + o,
+                 y_stride, add);
+#endif
     for (int64_t o = first; o < last; o++) {
-        const float *row = weight + o * in;
-        float start = bias ? bias[o] : 0;
-        int64_t b = 0;
-        for (; b + 4 <= streams; b += 4) { /* a row once for four streams */
-            const float *x0 = x + b * x_stride, *x1 = x0 + x_stride, *x2 = x1 + x_stride, *x3 = x2 + x_stride;
-            float sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
-#pragma omp simd reduction(+ : sum0, sum1, sum2, sum3)
-            for (int64_t i = 0; i < in; i++) {
-                sum0 += row[i] * x0[i];
-                sum1 += row[i] * x1[i];
-                sum2 += row[i] * x2[i];
-                sum3 += row[i] * x3[i];
-            }
-            float sums[4] = {sum0, sum1, sum2, sum3};
-            for (int64_t j = 0; j < 4; j++) {
-                float *to = y + (b + j) * y_stride + o;
-                *to = (add ? *to : 0) + start + sums[j];
-            }
-        }
-        for (; b < streams; b++) {
-            float sum = 0, *to = y + b * y_stride + o;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < in; i++) sum += row[i] * x[b * x_stride + i];
-            *to = (add ? *to : 0) + start + sum;
-        }
+        int64_t done = o < last - (last - first) % 4 ? tiled : 0;
+        for (int64_t b = done; b < streams; b++)
+            row(in, weight + o * in, bias ? bias[o] : 0, x + b * x_stride, y + b * y_stride + o, add);
     }
 }
 

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from i3lm.errors import UserError
+from i3lm.optim.blockwise import SIGNED_LEVELS, BlockState
+
+SMALL = 4096  # numbers of a parameter whose states stay in float32: they are next to nothing
+State = Tensor | BlockState
 
 
 @dataclass
@@ -18,21 +22,33 @@ class ParameterGroup:
     lr: float
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
-    state: dict[str, list[Tensor]] = field(default_factory=dict)
+    state: dict[str, list[State]] = field(default_factory=dict)
+    first: int = 0  # the number of the group's first parameter within the optimizer
 
 
 class Optimizer:
-    """Base of the optimizers. Parameters and gradients are float32; updates are in place."""
+    """Base of the optimizers. Parameters and gradients are float32; updates are in place.
+
+    `bits` is the size of a number in the states: 32 (float32), 8 or 4 (`BlockState`).
+    """
 
     state_names: tuple[str, ...] = ()
 
-    def __init__(self, groups: Sequence[ParameterGroup]) -> None:
-        self.groups = list(groups)
-        self.steps = 0
+    def __init__(self, groups: Sequence[ParameterGroup], bits: int = 32) -> None:
+        if bits != 32 and bits not in SIGNED_LEVELS:
+            raise UserError(f"optimizer states of {bits} bits do not exist; choose 32, 8 or 4")
+        self.groups, self.bits, self.steps = list(groups), bits, 0
+        count = 0
         for group in self.groups:
+            group.first, count = count, count + len(group.parameters)
             group.state = {
-                name: [torch.zeros_like(p) for p in group.parameters] for name in self.state_names
+                name: [_new_state(p, name, bits) for p in group.parameters]
+                for name in self.names_of(group)
             }
+
+    def names_of(self, group: ParameterGroup) -> tuple[str, ...]:
+        """Return the names of the states that parameters of `group` have."""
+        return self.state_names
 
     def step(self, factor: float = 1.0) -> None:
         """Update all parameters from their `.grad` with learning rates `factor * group.lr`."""
@@ -51,13 +67,17 @@ class Optimizer:
                 parameter.grad = None
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the state as flat tensors, named `state.parameter`."""
-        return {
-            f"{state}.{name}": tensor
-            for group in self.groups
-            for state, tensors in group.state.items()
-            for name, tensor in zip(group.names, tensors, strict=True)
-        }
+        """Return the state as flat tensors, named `state.parameter`, or in low bits its parts."""
+        tensors: dict[str, Tensor] = {}
+        for group in self.groups:
+            for state, values in group.state.items():
+                for name, value in zip(group.names, values, strict=True):
+                    key = f"{state}.{name}"
+                    if isinstance(value, BlockState):
+                        tensors |= {f"{key}.codes": value.codes, f"{key}.scales": value.scales}
+                    else:
+                        tensors[key] = value
+        return tensors
 
     def load_state(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Restore what `state_tensors` gave; UserError for those of another optimizer."""
@@ -65,11 +85,17 @@ class Optimizer:
         if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
             raise UserError(
                 "the checkpoint's optimizer states do not fit; resume with the run's own "
-                "--optimizer and --preset, or start anew from its model"
+                "--optimizer, --state-bits and --preset, or start anew from its model"
             )
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
         self.steps = steps
+
+
+def _new_state(p: Tensor, name: str, bits: int) -> State:
+    if bits == 32 or p.numel() < SMALL:
+        return torch.zeros_like(p)
+    return BlockState.zeros(p.numel(), bits, signed=name != "exp_avg_sq")
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -1,49 +1,66 @@
 """AdamW and Lion: rules that treat each number by itself."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from i3lm.optim.base import Optimizer, ParameterGroup
+from i3lm.optim.blockwise import BlockState, adamw_states, lion_states, seed_of
+
+EPS = 1e-8
 
 
-def adamw_update(
-    group: ParameterGroup, grads: list[Tensor], lr: float, steps: int, eps: float = 1e-8
-) -> None:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) through torch's fused kernel.
+@torch.no_grad()
+def adamw_update(group: ParameterGroup, grads: list[Tensor], lr: float, steps: int) -> None:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) of a group, `steps` counting from 1.
 
-    The kernel is called directly: `torch.optim` would import the compiler, 70 MB.
+    float32 states go through torch's fused kernel, called directly: `torch.optim` would import
+    the compiler, 70 MB.
     """
+    whole: list[tuple[Tensor, ...]] = []
+    means, squares = group.state["exp_avg"], group.state["exp_avg_sq"]
+    for i, (p, g, m, v) in enumerate(zip(group.parameters, grads, means, squares, strict=True)):
+        if isinstance(m, BlockState):
+            seed, decay = seed_of(steps, group.first + i), group.weight_decay
+            settings = {"betas": group.betas, "weight_decay": decay, "eps": EPS}
+            state = m, cast(BlockState, v)
+            adamw_states(p, g, *state, lr=lr, step=steps, seed=seed, **settings)  # type: ignore[arg-type]
+        else:
+            whole.append((p, g, m, cast(Tensor, v)))
+    if not whole:
+        return
+    p_s, g_s, m_s, v_s = map(list, zip(*whole, strict=True))
     count = torch.tensor(float(steps))
     torch._fused_adamw_(
-        group.parameters,
-        grads,
-        group.state["exp_avg"],
-        group.state["exp_avg_sq"],
+        p_s,
+        g_s,
+        m_s,
+        v_s,
         [],
-        [count for _ in grads],
+        [count for _ in whole],
         amsgrad=False,
         lr=lr,
         beta1=group.betas[0],
         beta2=group.betas[1],
         weight_decay=group.weight_decay,
-        eps=eps,
+        eps=EPS,
         maximize=False,
     )
 
 
 class AdamW(Optimizer):
-    """AdamW with decoupled weight decay; two float32 states a parameter."""
+    """AdamW with decoupled weight decay; two states a parameter."""
 
     state_names = ("exp_avg", "exp_avg_sq")
 
-    @torch.no_grad()
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group."""
         adamw_update(group, grads, lr, self.steps)
 
 
 class Lion(Optimizer):
-    """Lion (Chen et al., arXiv 2302.06675, algorithm 2); one float32 state a parameter.
+    """Lion (Chen et al., arXiv 2302.06675, algorithm 2); one state a parameter.
 
     c = beta1 m + (1 - beta1) g; p -= lr (sign(c) + decay p); m = beta2 m + (1 - beta2) g.
     """
@@ -54,7 +71,13 @@ class Lion(Optimizer):
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group, a parameter at a time so that temporaries stay small."""
         beta1, beta2 = group.betas
-        for p, g, m in zip(group.parameters, grads, group.state["exp_avg"], strict=True):
+        triples = zip(group.parameters, grads, group.state["exp_avg"], strict=True)
+        for i, (p, g, m) in enumerate(triples):
+            if isinstance(m, BlockState):
+                settings = {"lr": lr, "weight_decay": group.weight_decay}
+                seed = seed_of(self.steps, group.first + i)
+                lion_states(p, g, m, betas=group.betas, seed=seed, **settings)
+                continue
             direction = torch.lerp(g, m, beta1).sign_()
             p.mul_(1 - lr * group.weight_decay).sub_(direction, alpha=lr)
             m.lerp_(g, 1 - beta2)

@@ -30,9 +30,12 @@ def kind_of(name: str, parameter: Tensor) -> str:
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[tuple[str, Tensor]], lr: float | None = None
+    name: str,
+    parameters: Iterable[tuple[str, Tensor]],
+    lr: float | None = None,
+    state_bits: int = 32,
 ) -> Optimizer:
-    """Build the optimizer `name` for named parameters.
+    """Build the optimizer `name` for named parameters, with states of 32, 8 or 4 bits a number.
 
     `lr` is the peak rate of the matrices; the other groups keep their ratio to it. Only matrices
     decay. Raises UserError for an unknown name or a rate that is not positive.
@@ -53,8 +56,8 @@ def make_optimizer(
     if name == "lion":
         for group in groups.values():
             group.betas = (0.95, 0.98)
-        return Lion(list(groups.values()))
+        return Lion(list(groups.values()), state_bits)
     if name == "adamw":
-        return AdamW(list(groups.values()))
+        return AdamW(list(groups.values()), state_bits)
     groups["matrix"].betas = (0.95, 0.0)
-    return Muon(groups["matrix"], [groups["table"], groups["vector"]])
+    return Muon(groups["matrix"], [groups["table"], groups["vector"]], state_bits)

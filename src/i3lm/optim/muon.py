@@ -1,12 +1,14 @@
 """Muon: momentum whose matrix updates are orthogonalised, with AdamW for all else."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from i3lm.native import tensor_call, tensor_library
-from i3lm.optim.base import Optimizer, ParameterGroup
+from i3lm.optim.base import Optimizer, ParameterGroup, State
+from i3lm.optim.blockwise import BlockState, seed_of
 from i3lm.optim.elementwise import adamw_update
 
 # Quintic Newton-Schulz coefficients a, b, c of the published method (Jordan et al., 2024,
@@ -48,28 +50,38 @@ class Muon(Optimizer):
     as the heads of the output projection, which together have the scale of the whole.
     """
 
-    def __init__(self, matrices: ParameterGroup, others: list[ParameterGroup]) -> None:
-        super().__init__([matrices, *others])
-        matrices.state = {"momentum": [torch.zeros_like(p) for p in matrices.parameters]}
-        for group in others:
-            group.state = {
-                name: [torch.zeros_like(p) for p in group.parameters]
-                for name in ("exp_avg", "exp_avg_sq")
-            }
+    def __init__(
+        self, matrices: ParameterGroup, others: list[ParameterGroup], bits: int = 32
+    ) -> None:
+        self.matrices = matrices
+        super().__init__([matrices, *others], bits)
+
+    def names_of(self, group: ParameterGroup) -> tuple[str, ...]:
+        """Return the names of the states that parameters of `group` have."""
+        return ("momentum",) if group is self.matrices else ("exp_avg", "exp_avg_sq")
 
     @torch.no_grad()
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group; matrices of equal size are orthogonalised together."""
-        if "momentum" not in group.state:
+        if group is not self.matrices:
             adamw_update(group, grads, lr, self.steps)
             return
         by_shape = defaultdict(list)
-        for triple in zip(group.parameters, grads, group.state["momentum"], strict=True):
-            by_shape[_wide_shape(triple[0])].append(triple)
-        for shape, triples in by_shape.items():
-            together = max(1, BATCH_NUMBERS // triples[0][0].numel())
-            for i in range(0, len(triples), together):
-                _update_alike(shape, triples[i : i + together], group, lr)
+        seeds = [seed_of(self.steps, group.first + i) for i in range(len(grads))]
+        momenta = group.state["momentum"]
+        for matrix in map(_Matrix, group.parameters, grads, momenta, seeds):
+            by_shape[_wide_shape(matrix.p)].append(matrix)
+        for shape, matrices in by_shape.items():
+            together = max(1, BATCH_NUMBERS // matrices[0].p.numel())
+            for i in range(0, len(matrices), together):
+                _update_alike(shape, matrices[i : i + together], group, lr)
+
+
+class _Matrix(NamedTuple):
+    p: Tensor
+    grad: Tensor
+    momentum: State
+    seed: int  # of the momentum's rounding
 
 
 def _wide_shape(p: Tensor) -> tuple[int, int, int]:
@@ -83,22 +95,31 @@ def _wide_shape(p: Tensor) -> tuple[int, int, int]:
 
 
 def _update_alike(
-    shape: tuple[int, int, int],
-    triples: list[tuple[Tensor, Tensor, Tensor]],
-    group: ParameterGroup,
-    lr: float,
+    shape: tuple[int, int, int], matrices: list[_Matrix], group: ParameterGroup, lr: float
 ) -> None:
-    """Update parameters that have one shape, from (parameter, gradient, momentum)."""
+    """Update parameters that have one shape."""
     maps, rows, columns = shape
-    batch = triples[0][0].new_empty(len(triples), maps * rows, columns)
-    turned = [tuple(batch.shape[1:]) != tuple(p.shape) or _joined(p) for p, _, _ in triples]
-    for (_, grad, momentum), out, turn in zip(triples, batch, turned, strict=True):
-        _gather(grad.contiguous(), momentum, group.betas[0], out, turn)
+    batch = matrices[0].p.new_empty(len(matrices), maps * rows, columns)
+    turned = [tuple(batch.shape[1:]) != tuple(m.p.shape) or _joined(m.p) for m in matrices]
+    for matrix, out, turn in zip(matrices, batch, turned, strict=True):
+        _advance(matrix, group.betas[0], out, turn)
     directions = orthogonalise(batch.view(-1, rows, columns)).view_as(batch)
-    for (p, _, _), direction, turn in zip(triples, directions, turned, strict=True):
+    for (p, *_), direction, turn in zip(matrices, directions, turned, strict=True):
         high, wide = p.shape if _joined(p) else (columns, rows) if turn else (rows, columns)
         rate = lr * max(1.0, high / wide) ** 0.5
         _apply(p, direction, 1.0 - lr * group.weight_decay, rate, turn)
+
+
+def _advance(matrix: _Matrix, beta: float, out: Tensor, turn: bool) -> None:
+    """`_gather`, where the momentum may be in blocks: one matrix of it at a time is float32."""
+    grad, momentum = matrix.grad.contiguous(), matrix.momentum
+    if not isinstance(momentum, BlockState):
+        _gather(grad, momentum, beta, out, turn)
+        return
+    whole = torch.empty_like(grad)
+    momentum.read(whole.view(-1))
+    _gather(grad, whole, beta, out, turn)
+    momentum.write(whole.view(-1), matrix.seed)
 
 
 def _joined(p: Tensor) -> bool:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
 from i3lm.optim import Optimizer
+from i3lm.tensorfile import write_tensors
 
 FORMAT = 2
 KEEP = 2
@@ -46,7 +47,7 @@ def save_checkpoint(
     folder = run / "checkpoints"
     target = folder / f"step-{counters.step:08d}"
     temporary = folder / f".writing-{counters.step:08d}"
-    tensors = (_contiguous(network.state_dict()), _contiguous(optimizer.state_tensors()))
+    tensors = (network.state_dict(), optimizer.state_tensors())
     for part in tensors:
         _require_finite(part)
     try:
@@ -69,15 +70,14 @@ def save_checkpoint(
 def _write(
     folder: Path, tensors: tuple[dict[str, Tensor], ...], optimizer_steps: int, counters: Counters
 ) -> None:
-    for name, part in zip(FILES, tensors, strict=True):
-        save_file(part, folder / name)
-        with open(folder / name, "rb") as file:
-            os.fsync(file.fileno())
+    sums = {
+        name: write_tensors(folder / name, part) for name, part in zip(FILES, tensors, strict=True)
+    }
     manifest = {
         "format": FORMAT,
         "counters": asdict(counters),
         "optimizer_steps": optimizer_steps,
-        "sha256": {name: sha256_file(folder / name) for name in FILES},
+        "sha256": sums,
     }
     manifest["check"] = _digest(manifest)
     write_atomic(folder / "trainer.json", json.dumps(manifest, indent=2).encode())
@@ -140,10 +140,6 @@ def _read_manifest(folder: Path) -> dict:
         if sha256_file(folder / name) != manifest["sha256"][name]:
             raise ValueError(f"{name} does not match its checksum")
     return manifest
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def _digest(manifest: dict) -> str:

@@ -11,6 +11,8 @@ from i3lm.errors import UserError
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 
 DEFAULT_SECONDS = 600.0
+CHECKPOINTING = ("none", "selective", "full")
+STATE_BITS = (32, 8, 4)
 # Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
 SMALLEST_VOCABULARY = 6 + 256 + 96
 
@@ -40,6 +42,7 @@ class TrainConfig:
     batch_tokens: int = 1024  # tokens of one optimizer step
     microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
     optimizer: str = "muon"
+    state_bits: int = 32  # of a number in the optimizer's states: 32, 8 or 4
     lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
     steps: int | None = None
     time: float | None = None  # seconds of training; None and no steps: 10 minutes
@@ -51,7 +54,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: int | None = None  # None: torch's choice
     precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "none"  # selective: less memory; full: least, slower
     text_column: str | None = None
     split: str = "train"
     documents: Division = "auto"
@@ -65,6 +68,13 @@ class TrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UserError(f"--precision {self.precision!r} must be auto, fp32 or bf16")
+        if self.gradient_checkpointing not in CHECKPOINTING:
+            raise UserError(
+                f"--gradient-checkpointing {self.gradient_checkpointing!r} must be one of "
+                f"{', '.join(CHECKPOINTING)}"
+            )
+        if self.state_bits not in STATE_BITS:
+            raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
         if self.documents not in DIVISIONS:
             raise UserError(f"--documents {self.documents!r} must be one of {', '.join(DIVISIONS)}")
         if self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:

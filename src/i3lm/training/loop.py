@@ -55,9 +55,10 @@ class Trainer:
         lr = config.lr
         if lr is None and config.optimizer == "muon":
             lr = find_preset(config.preset).muon_lr
-        self.optimizer = make_optimizer(config.optimizer, network.named_parameters(), lr)
+        parameters = network.named_parameters()
+        self.optimizer = make_optimizer(config.optimizer, parameters, lr, config.state_bits)
         self.autocast = precision == "bf16"
-        network.model.gradient_checkpointing = config.gradient_checkpointing
+        network.model.set_gradient_checkpointing(config.gradient_checkpointing)
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)

@@ -209,7 +209,8 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
 
 
 def _bits_per_character(trainer: Trainer, text: HeldOut) -> float:
-    nats, _ = score_tokens(trainer.network, text.tokens)
+    # No more windows at once than in training: evaluation must not need more memory.
+    nats, _ = score_tokens(trainer.network, text.tokens, batch=trainer.microbatch)
     return nats / math.log(2) / text.characters
 
 

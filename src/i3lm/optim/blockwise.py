@@ -1,0 +1,184 @@
+"""Optimizer states of 4 or 8 bits a number, in blocks of 128 with one scale.
+
+A state is x = scale k |k| / L^2 with whole k: the quadratic map puts levels close together near
+zero, where most numbers of a state are, as dynamic maps do (Dettmers et al., arXiv 2110.02861),
+and needs no table. A mean has |k| <= L, L = 7 or 127. A mean of squares, kept as its root
+scale k / L, has 1 <= k <= L, L = 16 or 256: without zero, by which a step would be divided (Li,
+Chen and Zhu, arXiv 2309.01507).
+Numbers are rounded to one of their two neighbours at random, with the right mean: a moving average
+that is rounded to the nearest level never leaves it (Gupta et al., arXiv 1502.02551, for weights).
+
+What is here is plain torch; native/states.c does the same, a block at a time.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from i3lm.native import tensor_call, tensor_library
+
+BLOCK = 128
+SMALLEST = 1e-30  # a block with no larger number is all zero
+CHUNK = 1 << 16  # numbers that plain torch treats at a time: its temporaries stay small
+SIGNED_LEVELS = {4: 7, 8: 127}
+UNSIGNED_LEVELS = {4: 16, 8: 256}
+
+
+@dataclass
+class BlockState:
+    """`count` numbers: `codes` (uint8; 4 bits: two a byte), `scales` (float32, one a block)."""
+
+    codes: Tensor
+    scales: Tensor
+    count: int
+    bits: int
+    signed: bool
+
+    @classmethod
+    def zeros(cls, count: int, bits: int, *, signed: bool) -> "BlockState":
+        """Return a state of zeros: the scales are 0."""
+        blocks = -(-count // BLOCK)
+        codes = torch.zeros(blocks * BLOCK * bits // 8, dtype=torch.uint8)
+        return cls(codes, torch.zeros(blocks), count, bits, signed)
+
+    @property
+    def levels(self) -> int:
+        """The largest k."""
+        return (SIGNED_LEVELS if self.signed else UNSIGNED_LEVELS)[self.bits]
+
+    def read(self, out: Tensor) -> None:
+        """Write the numbers to `out`, (count,) float32 and contiguous."""
+        if self.signed and _compiled(out):
+            tensor_call("i3_read_states", self.count, self.bits, self.codes, self.scales, out)
+            return
+        for begin, end in _chunks(self.count):
+            out[begin:end] = self._read(begin, end)
+
+    def write(self, x: Tensor, seed: int) -> None:
+        """Round `x`, (count,) float32 and contiguous, into the state with draws of `seed`."""
+        if self.signed and _compiled(x):
+            arguments = (self.count, self.bits, self.codes, self.scales, x, seed)
+            tensor_call("i3_write_states", *arguments)
+            return
+        for begin, end in _chunks(self.count):
+            self._write(begin, x[begin:end], draws(begin, end, seed)[0])
+
+    def _read(self, begin: int, end: int) -> Tensor:
+        blocks = slice(begin // BLOCK, -(-end // BLOCK))
+        codes = self.codes.view(len(self.scales), -1)[blocks]
+        if self.bits == 4:
+            codes = torch.cat((codes & 15, codes >> 4), 1)
+        if self.signed:
+            k = codes.float() - self.levels
+            x = self.scales[blocks, None] / self.levels**2 * k * k.abs()
+        else:
+            x = (self.scales[blocks, None] / self.levels * (codes.float() + 1)) ** 2
+        return x.flatten()[: end - begin]
+
+    def _write(self, begin: int, x: Tensor, chance: Tensor) -> None:
+        blocks = slice(begin // BLOCK, -(-(begin + len(x)) // BLOCK))
+        pad = -len(x) % BLOCK
+        x, chance = (torch.nn.functional.pad(t, (0, pad)).view(-1, BLOCK) for t in (x, chance))
+        roots = x.abs().sqrt() if self.signed else x
+        scales = x.abs().amax(1)
+        scales[scales <= SMALLEST] = 0
+        unit = torch.where(scales > 0, self.levels / (scales.sqrt() if self.signed else scales), 0)
+        k = quadratic_code(roots * unit[:, None], self.levels, chance)
+        codes = self.levels + k * x.sign() if self.signed else k.clamp(min=1) - 1
+        codes = codes.to(torch.uint8)
+        if self.bits == 4:
+            codes = codes[:, : BLOCK // 2] | codes[:, BLOCK // 2 :] << 4
+        self.codes.view(len(self.scales), -1)[blocks] = codes
+        self.scales[blocks] = scales
+
+
+def quadratic_code(root: Tensor, levels: int, chance: Tensor) -> Tensor:
+    """Return whole k in [0, levels] with E[k^2] = root^2, for draws `chance` from [0, 1)."""
+    low = root.floor()
+    up = chance * (2 * low + 1) < root * root - low * low
+    return (low + up.float()).clamp(max=levels)
+
+
+def draws(begin: int, end: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return two draws in [0, 1) for each position, functions of it and of `seed` (32 bits).
+
+    The mix is the finaliser of MurmurHash3 (Appleby, public domain).
+    """
+    h = torch.arange(begin, end)
+    h = (h * 0x9E3779B1 & 0xFFFFFFFF) ^ seed
+    h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
+    h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
+    h = h ^ h >> 16
+    return (h >> 16).float() / 65536, (h & 65535).float() / 65536
+
+
+def seed_of(step: int, tensor: int) -> int:
+    """Return the 32-bit seed of a tensor's draws at a step: a resumed run draws the same."""
+    return (step * 0x9E3779B97F4A7C15 + tensor * 0xD1B54A32D192ED03 >> 29) & 0xFFFFFFFF
+
+
+def adamw_states(
+    p: Tensor,
+    grad: Tensor,
+    mean: BlockState,
+    square: BlockState,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float,
+    step: int,
+    seed: int,
+) -> None:
+    """One AdamW step of a contiguous float32 parameter with states in blocks, in place."""
+    unbias = (1 / (1 - betas[0] ** step), (1 - betas[1] ** step) ** -0.5)
+    if _compiled(p, grad):
+        states = (mean.codes, mean.scales, square.codes, square.scales)
+        numbers = (lr, *betas, weight_decay, eps, *unbias)
+        settings = [float(x) for x in numbers]
+        tensor_call("i3_adamw_states", p.numel(), mean.bits, p, grad, *states, seed, *settings)
+        return
+    flat_p, flat_g = p.view(-1), grad.reshape(-1)
+    for begin, end in _chunks(p.numel()):
+        w, g = flat_p[begin:end], flat_g[begin:end]
+        first, second = draws(begin, end, seed)
+        m = mean._read(begin, end).lerp_(g, 1 - betas[0])
+        v = square._read(begin, end).lerp_(g * g, 1 - betas[1]).sqrt_()
+        change = unbias[0] * m / (v * unbias[1] + eps)
+        w.sub_(lr * (weight_decay * w + change))
+        mean._write(begin, m, first)
+        square._write(begin, v, second)
+
+
+def lion_states(
+    p: Tensor,
+    grad: Tensor,
+    mean: BlockState,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    seed: int,
+) -> None:
+    """One Lion step of a contiguous float32 parameter with its state in blocks, in place."""
+    if _compiled(p, grad):
+        settings = [float(x) for x in (lr, *betas, weight_decay)]
+        state = (mean.codes, mean.scales)
+        tensor_call("i3_lion_states", p.numel(), mean.bits, p, grad, *state, seed, *settings)
+        return
+    flat_p, flat_g = p.view(-1), grad.reshape(-1)
+    for begin, end in _chunks(p.numel()):
+        w, g = flat_p[begin:end], flat_g[begin:end]
+        m = mean._read(begin, end)
+        w.sub_(lr * (weight_decay * w + m.lerp(g, 1 - betas[0]).sign_()))
+        mean._write(begin, m.lerp_(g, 1 - betas[1]), draws(begin, end, seed)[0])
+
+
+def _chunks(count: int) -> list[tuple[int, int]]:
+    return [(begin, min(count, begin + CHUNK)) for begin in range(0, count, CHUNK)]
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return fits and all(t.is_contiguous() for t in tensors) and tensor_library() is not None
