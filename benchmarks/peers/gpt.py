@@ -77,10 +77,18 @@ class GPT(nn.Module):
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats of targets (B, T) after inputs (B, T)."""
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Return what the head sees, (B, T, D), for inputs (B, T)."""
         x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
         for block in self.blocks:
             x = block(x)
-        logits = F.linear(self.norm(x), self.tokens.weight)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., V) of hidden (..., D)."""
+        return F.linear(hidden, self.tokens.weight)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats of targets (B, T) after inputs (B, T)."""
+        logits = self.logits(self.hidden(inputs))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

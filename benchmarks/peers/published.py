@@ -19,8 +19,8 @@ class LoRPt(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.randn(outputs, rank) * rank**-0.5)
-        self.B = nn.Parameter(torch.randn(rank, inputs) * inputs**-0.5)
+        self.A = nn.Parameter(0.02 * torch.randn(outputs, rank))
+        self.B = nn.Parameter(0.02 * torch.randn(rank, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,9 +105,17 @@ class Published(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.head = LoRPt(d, sizes.vocab_size, sizes.rank)
 
-    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy in nats of targets (B, T) after inputs (B, T)."""
+    def hidden(self, inputs: Tensor) -> Tensor:
+        """Return what the head sees, (B, T, D), for inputs (B, T)."""
         x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
         for layer in self.layers:
             x = layer(x)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (..., V) of hidden (..., D)."""
+        return self.head(hidden)
+
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy in nats of targets (B, T) after inputs (B, T)."""
+        return F.cross_entropy(self.logits(self.hidden(inputs)).flatten(0, 1), targets.flatten())

@@ -106,7 +106,7 @@ class Trainer:
             clock.start(self.counters.step, self.seconds)
         with self._signals():
             while (progress := self.progress) < 1.0:
-                row = self._step(progress)
+                row = self.step(progress)
                 row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
                 row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
                 yield row
@@ -120,7 +120,8 @@ class Trainer:
         assert self.config.seconds is not None
         return Every(seconds=self.config.seconds / EVALUATIONS)
 
-    def _step(self, progress: float) -> dict:
+    def step(self, progress: float) -> dict:
+        """Take one optimizer step at this share of the budget; return the row of `train`."""
         begin = time.monotonic()
         factor = learning_rate_factor(
             progress, self.counters.step, warmup_steps=self.config.warmup_steps

@@ -1,0 +1,195 @@
+"""What is compared: i3lm as `i3lm train` runs it, a GPT of equal size, i3 as published.
+
+A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.peers import gpt, published
+from i3lm.data import Corpus, Loader
+from i3lm.errors import UserError
+from i3lm.model.layers_i3 import I3Network
+from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_factor
+from i3lm.presets import Architecture
+from i3lm.training.config import TrainConfig
+from i3lm.training.hardware import choose_device, choose_precision
+from i3lm.training.loop import Trainer
+
+OURS = "i3lm"
+# Peers' rates are the best of the trials in docs/results.md, as many as ours had.
+RATES = {"gpt-adamw": 2e-3, "gpt-muon": 2e-2, "published": 3e-4}
+NAMES = (OURS, *RATES)
+WARMUP_STEPS = 20
+PUBLISHED_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When training ends: after so many tokens, or seconds of training. One of them is None."""
+
+    tokens: int | None
+    seconds: float | None
+
+    def progress(self, tokens: int, seconds: float) -> float:
+        """Return the share that is spent, 0 to 1."""
+        if self.tokens is not None:
+            return min(1.0, tokens / self.tokens)
+        assert self.seconds is not None
+        return min(1.0, seconds / self.seconds)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run, after a step."""
+
+    tokens: int
+    seconds: float  # of training: what the caller does between steps is not counted
+    share: float
+
+
+class Scored(nn.Module):
+    """A peer with the parts of `I3Network` that scoring calls."""
+
+    def __init__(self, network: gpt.GPT | published.Published, sizes: Architecture) -> None:
+        super().__init__()
+        self.network, self.config = network, sizes
+        self.model = network.hidden
+
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy in nats of hidden (B, T, D) against targets (B, T)."""
+        logits = self.network.logits(hidden)
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A network to be scored, and the steps that train it."""
+
+    network: Any
+    steps: Callable[[Budget], Iterator[Progress]]
+    settings: dict[str, Any]
+
+
+def build(
+    name: str, corpus: Corpus, preset: str, batch_tokens: int, seed: int, context: int | None
+) -> Contender:
+    """Return the contender called NAME or NAME:RATE."""
+    kind, _, rate = name.partition(":")
+    if kind not in NAMES:
+        raise UserError(f"no contender is named {kind!r}; choose of {', '.join(NAMES)}")
+    lr = float(rate) if rate else RATES.get(kind)
+    torch.manual_seed(seed)
+    config = TrainConfig(
+        out=str(corpus.folder), preset=preset, batch_tokens=batch_tokens, steps=1 << 40,
+        seed=seed, lr=lr, context=context,
+    )  # fmt: skip
+    sizes = config.architecture(len(corpus.tokenizer))
+    if kind == OURS:
+        return _ours(config, corpus, sizes)
+    width = sizes.max_position_embeddings
+    if kind == "published":
+        network: Any = published.Published(sizes)
+        batch, bf16 = PUBLISHED_BATCH, False
+    else:
+        network = gpt.GPT(gpt.sizes_like(sizes.parameters, sizes.vocab_size, width))
+        batch = max(1, batch_tokens // width)
+        bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
+    assert lr is not None
+    optimizer = _muon(network, lr) if kind == "gpt-muon" else _adamw(network, lr)
+    loader = Loader(corpus.train, width, batch, seed)
+
+    def steps(budget: Budget) -> Iterator[Progress]:
+        return _peer_steps(network, optimizer, loader, bf16, budget)
+
+    count = sum(p.numel() for p in network.parameters())
+    settings = {"rate": lr, "batch": batch, "bf16": bf16, "parameters": count}
+    return Contender(Scored(network, sizes), steps, settings)
+
+
+def _ours(config: TrainConfig, corpus: Corpus, sizes: Architecture) -> Contender:
+    device = choose_device("cpu")
+    precision = choose_precision(config.precision, device)
+    network = I3Network(sizes)
+    trainer = Trainer(config, corpus, network, precision, device)
+
+    def steps(budget: Budget) -> Iterator[Progress]:
+        seconds = 0.0
+        while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:
+            begin = time.monotonic()
+            network.train()
+            trainer.step(share)
+            seconds += time.monotonic() - begin
+            tokens = trainer.counters.tokens
+            yield Progress(tokens, seconds, budget.progress(tokens, seconds))
+
+    settings = {
+        "rate": trainer.optimizer.groups[0].lr,
+        "batch": trainer.sequences,
+        "bf16": precision == "bf16",
+        "parameters": sizes.parameters,
+    }
+    return Contender(network, steps, settings)
+
+
+def _adamw(network: nn.Module, lr: float) -> Optimizer:
+    matrices, rest = _split(network)
+    groups = [_group(matrices, lr), _group(rest, lr)]
+    groups[0].weight_decay = 0.1
+    return AdamW(groups)
+
+
+def _muon(network: nn.Module, lr: float) -> Optimizer:
+    """Muon on the matrices of the blocks, AdamW at half its rate, at most 2e-3, on the rest."""
+    matrices, rest = _split(network)
+    for name, p in matrices:
+        if name.endswith("qkv.weight"):
+            p.stacked_maps = 3  # type: ignore[attr-defined]
+    group = _group(matrices, lr)
+    group.weight_decay, group.betas = 0.01, (0.95, 0.0)
+    return Muon(group, [_group(rest, min(lr / 2, 2e-3))])
+
+
+Named = list[tuple[str, Tensor]]
+
+
+def _split(network: nn.Module) -> tuple[Named, Named]:
+    named = [(name, p) for name, p in network.named_parameters()]
+    matrices = [(n, p) for n, p in named if p.ndim == 2 and n.startswith(("blocks", "layers"))]
+    names = {name for name, _ in matrices}
+    return matrices, [(n, p) for n, p in named if n not in names]
+
+
+def _group(named: Named, lr: float) -> ParameterGroup:
+    return ParameterGroup([n for n, _ in named], [p for _, p in named], lr, betas=(0.9, 0.95))
+
+
+def _peer_steps(
+    network: Any, optimizer: Optimizer, loader: Loader, bf16: bool, budget: Budget
+) -> Iterator[Progress]:
+    tokens, seconds = 0, 0.0
+    for step in itertools.count():
+        share = budget.progress(tokens, seconds)
+        if share >= 1:
+            return
+        begin = time.monotonic()
+        inputs, targets = map(torch.from_numpy, loader.batch(step))
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = network.loss(inputs, targets)
+        if not math.isfinite(float(loss.detach())):
+            raise UserError(f"the loss became {float(loss.detach())} at step {step}")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step(learning_rate_factor(share, step, warmup_steps=WARMUP_STEPS))
+        optimizer.zero_grad()
+        tokens += inputs.numel()
+        seconds += time.monotonic() - begin
+        yield Progress(tokens, seconds, budget.progress(tokens, seconds))
