@@ -243,10 +243,13 @@ def test_what_is_computed_again_gives_the_same_gradients(low):
         parameter.data += 0.02 * torch.randn_like(parameter)
     inputs = torch.randint(0, SIZES.vocab_size, (2, 37))
     gradients = []
-    for mode in ("none", "selective"):
+    for mode in ("none", "selective", "full"):
         network.model.set_gradient_checkpointing(mode)
         network.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=low == torch.bfloat16):
             network.loss(inputs, inputs).backward()
         gradients.append([p.grad.clone() for p in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for name, grads in zip(
+        dict(network.named_parameters()), zip(*gradients, strict=True), strict=True
+    ):
+        assert all(torch.equal(grads[0], other) for other in grads[1:]), name

@@ -96,52 +96,27 @@ class _FusedLayer(torch.autograd.Function):
     def forward(ctx, x_BTD, heads, eps, low, again, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
         f = _factors(p, low)
-        batch, steps, width = x_BTD.shape
-        x1 = x_BTD.flatten(0, 1)
-
-        _, n1, stats1 = kernels.norm_forward(x1, None, (p.gain1, p.shift1, eps), low)
-        u = (n1 @ f.B.t()).float().view(batch, steps, -1)
-        states = kernels.scan_states(u, p.A.t().contiguous(), u.new_zeros(batch, u.shape[2]))
-        zeros = x1.new_zeros(batch, width)
-        mixed, _ = kernels.ema_forward(n1.view(x_BTD.shape), p.w, p.D, x_BTD, zeros)
-        written = states.to(low).flatten(0, 1) @ f.C.t(), torch.zeros_like(p.D)
-
-        norm = (p.gain2, p.shift2, eps)
-        x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, norm, low)
-        middle = F.linear(n2, f.down, p.down_bias.to(low))
-        ups = zip((f.q_up, f.k_up, f.v_up), middle.chunk(3, 1), strict=True)
-        q, k, v = (part @ up.t() for up, part in ups)
-        attended, attention = attend(q, k, v, (p.q_bias, p.v_bias), batch, heads)
-        written = attended @ f.out.t(), p.out_bias
-
-        norm = (p.gain3, p.shift3, eps)
-        x3, n3, stats3 = kernels.norm_forward(x2, written, norm, low)
-        up_middle = n3 @ f.up_B.t()
-        inner = up_middle @ f.up_A.t()
-        down_middle = kernels.gelu(inner, p.up_bias) @ f.down_B.t()
-        written = down_middle @ f.down_A.t(), p.ffn_bias
-
-        kept = Kept(
-            x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
-            x3, stats3, up_middle, inner, down_middle,
-        )  # fmt: skip
-        if again:
-            empty = n1.new_empty(0)
-            kept = kept._replace(n1=empty, q=empty, k=empty, v=empty, inner=empty)
+        kept, written = _run(p, f, x_BTD, heads, eps, low)
+        out = kernels.add(kept.x3, written).view(x_BTD.shape)
+        if again != "none":
+            empty = x_BTD.new_empty(0)
+            left_out = Kept._fields[1:] if again == "full" else ("n1", "q", "k", "v", "inner")
+            kept = kept._replace(**dict.fromkeys(left_out, empty))
         ctx.save_for_backward(*kept, *parameters)
-        ctx.heads, ctx.eps, ctx.shape, ctx.low = heads, eps, x_BTD.shape, low
-        ctx.factors = None if again else f
-        return kernels.add(x3, written).view(x_BTD.shape)
+        ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
+        ctx.low, ctx.again, ctx.factors = low, again, f if again == "none" else None
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_BTD):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
-        f = ctx.factors
-        if f is None:
-            f = _factors(p, ctx.low)
-            kept = _computed_again(kept, p, f, ctx.eps)
+        f = ctx.factors or _factors(p, ctx.low)
+        if ctx.again == "full":
+            kept, _ = _run(p, f, kept.x1.view(ctx.shape), ctx.heads, ctx.eps, ctx.low)
+        elif ctx.again == "selective":
+            kept = _widened(kept, p, f, ctx.eps)
         grad = grad_BTD.contiguous().flatten(0, 1)
         g: dict[str, Tensor] = {}
         grad, grad_low, n = _ffn_backward(kept, p, f, grad, ctx.eps, g)
@@ -155,7 +130,43 @@ def _factors(p: Parts, low: torch.dtype) -> Factors:
     return Factors(*kernels.narrow([getattr(p, name) for name in Factors._fields], low))
 
 
-def _computed_again(kept: Kept, p: Parts, f: Factors, eps: float) -> Kept:
+def _run(
+    p: Parts, f: Factors, x_BTD: Tensor, heads: int, eps: float, low: torch.dtype
+) -> tuple[Kept, tuple[Tensor, Tensor]]:
+    """Return what a pass forward keeps, and what the feed-forward branch writes beside its bias."""
+    batch, steps, width = x_BTD.shape
+    x1 = x_BTD.flatten(0, 1)
+
+    _, n1, stats1 = kernels.norm_forward(x1, None, (p.gain1, p.shift1, eps), low)
+    u = (n1 @ f.B.t()).float().view(batch, steps, -1)
+    states = kernels.scan_states(u, p.A.t().contiguous(), u.new_zeros(batch, u.shape[2]))
+    zeros = x1.new_zeros(batch, width)
+    mixed, _ = kernels.ema_forward(n1.view(x_BTD.shape), p.w, p.D, x_BTD, zeros)
+    written = states.to(low).flatten(0, 1) @ f.C.t(), torch.zeros_like(p.D)
+
+    norm = (p.gain2, p.shift2, eps)
+    x2, n2, stats2 = kernels.norm_forward(mixed.flatten(0, 1), written, norm, low)
+    middle = F.linear(n2, f.down, p.down_bias.to(low))
+    ups = zip((f.q_up, f.k_up, f.v_up), middle.chunk(3, 1), strict=True)
+    q, k, v = (part @ up.t() for up, part in ups)
+    attended, attention = attend(q, k, v, (p.q_bias, p.v_bias), batch, heads)
+    written = attended @ f.out.t(), p.out_bias
+
+    norm = (p.gain3, p.shift3, eps)
+    x3, n3, stats3 = kernels.norm_forward(x2, written, norm, low)
+    up_middle = n3 @ f.up_B.t()
+    inner = up_middle @ f.up_A.t()
+    down_middle = kernels.gelu(inner, p.up_bias) @ f.down_B.t()
+    written = down_middle @ f.down_A.t(), p.ffn_bias
+
+    kept = Kept(
+        x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
+        x3, stats3, up_middle, inner, down_middle,
+    )  # fmt: skip
+    return kept, written
+
+
+def _widened(kept: Kept, p: Parts, f: Factors, eps: float) -> Kept:
     """Return `kept` with what selective checkpointing left out: wide, and cheap to compute.
 
     Half of a layer's activations come from the rank-R middles by one product each, 5 % of a step.
@@ -290,7 +301,7 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps
-    return _FusedLayer.apply(x.contiguous(), heads, eps, low, layer.compute_again, *parts)
+    return _FusedLayer.apply(x.contiguous(), heads, eps, low, layer.checkpointing, *parts)
 
 
 def install() -> bool:

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops_i3
-from .ops_i3 import causal_attention, head_loss, lorpt, recompute, recurrence, stable_transition
+from .ops_i3 import (
+    causal_attention,
+    embedding,
+    head_loss,
+    lorpt,
+    recompute,
+    recurrence,
+    stable_transition,
+)
 
 # How loud the previous token is beside the current one, and how sharply the first head compares
 # them, at the start (docs/log.md).
@@ -265,10 +273,11 @@ class FeedForward(nn.Module):
 class I3Layer(nn.Module):
     """Three pre-norm residual branches: recurrence, attention, feed-forward.
 
-    With `compute_again`, the compiled training pass keeps half as much and computes the rest again.
+    `checkpointing` says what training keeps for the way back: "none" leaves out nothing,
+    "selective" what is wide and cheap to compute again, half of all; "full" all but the input.
     """
 
-    compute_again = False
+    checkpointing = "none"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -322,10 +331,21 @@ class I3Layer(nn.Module):
         state: State | None = None,
     ) -> Tensor:
         """Transform x (B, T, D). `padding` (B, T, 1) is 0 where a token must leave no trace."""
-        if ops_i3.fused_layer is not None and mask is None and padding is None and state is None:
-            y = ops_i3.fused_layer(self, x)
+        if mask is None and padding is None and state is None:
+            y = None if ops_i3.fused_layer is None else ops_i3.fused_layer(self, x)
             if y is not None:
                 return y
+            if self.checkpointing != "none" and torch.is_grad_enabled():  # torch has no selection
+                return recompute(self._branches, x)
+        return self._branches(x, mask, padding, state)
+
+    def _branches(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        padding: Tensor | None = None,
+        state: State | None = None,
+    ) -> Tensor:
         mixed = self.recurrence_norm(x)
         if padding is not None:
             mixed = mixed * padding
@@ -337,7 +357,6 @@ class I3Layer(nn.Module):
 class I3Backbone(nn.Module):
     """Token and position embeddings, the layers, the final norm."""
 
-    gradient_checkpointing = "none"
     embed_tokens: nn.Embedding
     embed_positions: nn.Embedding
     layers: nn.ModuleList
@@ -348,30 +367,22 @@ class I3Backbone(nn.Module):
         build_backbone(self, config)
 
     def set_gradient_checkpointing(self, mode: str) -> None:
-        """Choose what training keeps: "none" leaves out nothing, "full" all but a layer's input.
-
-        "selective" computes again what is wide and cheap; where the compiled pass is missing, it
-        is "full".
-        """
-        selective = mode == "selective"
-        self.gradient_checkpointing = "full" if selective and not ops_i3.fused_layer else mode
+        """Choose what training keeps of each layer: see `I3Layer`."""
         for layer in self.layers:
-            layer.compute_again = selective  # type: ignore[assignment]
+            layer.checkpointing = mode  # type: ignore[assignment]
 
     def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
         """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
         past = states[0].length if states else 0
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        x = self.embed_tokens(input_ids) + self.embed_positions(positions)
+        x = embedding(self.embed_tokens.weight, input_ids)
+        x = x + embedding(self.embed_positions.weight, positions)
         mask = None
         if past and input_ids.shape[1] > 1:  # a later stretch of a prompt
             total = past + input_ids.shape[1]
             mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
-        full = self.gradient_checkpointing == "full"
-        again = full and torch.is_grad_enabled() and not states
         for i, layer in enumerate(self.layers):
-            state = states[i] if states else None
-            x = recompute(layer, x) if again else layer(x, mask, state=state)
+            x = layer(x, mask, state=states[i] if states else None)
         return self.norm(x)
 
 

@@ -203,6 +203,32 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> Tensor
     return _CausalAttention.apply(*flat, block).unflatten(0, q.shape[:2])
 
 
+class _Embedding(torch.autograd.Function):
+    """Rows of a table, whose gradient goes into `table.grad` at once."""
+
+    @staticmethod
+    def forward(ctx, table, rows):  # type: ignore[no-untyped-def]
+        ctx.table, ctx.rows = table, rows
+        return F.embedding(rows, table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        if ctx.table.grad is None:
+            ctx.table.grad = torch.zeros_like(ctx.table)
+        ctx.table.grad.index_add_(0, ctx.rows.flatten(), grad.flatten(0, -2))
+        return None, None
+
+
+def embedding(table: Tensor, rows: Tensor) -> Tensor:
+    """Return table[rows]: table (V, D), rows (...) int64 -> (..., D).
+
+    `backward` adds to `table.grad` in place, where torch would make a gradient of the table's size
+    for each microbatch; `torch.autograd.grad` therefore does not see it.
+    """
+    return _Embedding.apply(table, rows)
+
+
 class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of `y = function(x)`: keeps x alone and runs the function again."""
 
