@@ -14,7 +14,7 @@ from benchmarks import common
 from benchmarks.peers import gpt
 from i3lm.folder import Loaded
 from i3lm.generation import Decoder, Sampling, TextStream, make_generator
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import BOS, ChunkTokenizer, VocabularyCounter
 from i3lm.tokenizer.rule import FIRST_CHUNK

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)

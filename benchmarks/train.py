@@ -25,7 +25,7 @@ from i3lm.data import Corpus, Loader, prepare
 from i3lm.data.documents import Document
 from i3lm.data.sources import Source
 from i3lm.model import COMPILED
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture, find_preset
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import choose_device, choose_precision, resident_bytes

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.peers import gpt, published
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_factor
 from i3lm.presets import Architecture
 from i3lm.training.config import TrainConfig

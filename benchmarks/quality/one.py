@@ -1,6 +1,6 @@
-"""Train one contender and print its curve as JSON: a process of its own, so that its peak is its own.
+"""Train one contender and print its curve as JSON, in a process of its own.
 
-    python -m benchmarks.quality.one i3lm --train FILE --test FILE --tokens 200000
+python -m benchmarks.quality.one i3lm --train FILE --test FILE --tokens 200000
 """
 
 import argparse
@@ -24,9 +24,7 @@ POINTS = 8  # of the curve, the end included
 QUICK_CHARACTERS = 50_000  # of the test text that a point on the way scores
 
 
-def read_test(
-    path: str, corpus: Corpus, documents: Any, characters: int
-) -> tuple[np.ndarray, int]:
+def read_test(path: str, corpus: Corpus, documents: Any, characters: int) -> tuple[np.ndarray, int]:
     """Return the tokens of the first documents of a file, and their characters."""
     parts, count = [], 0
     for document in open_source([path], documents=documents):

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tensorfile import write_tensors
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer

@@ -16,7 +16,7 @@ from torch import Tensor
 from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
 from i3lm.model.decoding import CompiledStep
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.tokenizer import BOS, END_INST, EOS, INST, PAD, UNK, ChunkTokenizer
 from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
 

@@ -48,20 +48,13 @@ def _costs(architecture: Architecture) -> dict[str, Any]:
             "gradients": 4 * total,
             "optimizer": {
                 # Muon keeps one value for an entry of a matrix, two for all others, as AdamW does.
-                "muon": 8 * total - 4 * _matrices(architecture),
+                "muon": 8 * total - 4 * architecture.matrix_parameters,
                 "adamw": 8 * total,
                 "lion": 4 * total,
             },
         },
         "architecture": dataclasses.asdict(architecture),
     }
-
-
-def _matrices(a: Architecture) -> int:
-    """Return the entries of all matrices but the embeddings, the head's rows and A (n, n)."""
-    d, r, f = a.hidden_size, a.rank, a.intermediate_size
-    layer = 2 * a.state_size * d + 6 * d * r + d * d + 2 * r * (d + f)
-    return a.num_hidden_layers * layer + r * d
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:

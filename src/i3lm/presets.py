@@ -58,6 +58,13 @@ class Architecture:
         """The total number of parameters."""
         return sum(self.parameters_by_part().values())
 
+    @property
+    def matrix_parameters(self) -> int:
+        """The entries of all matrices but the embeddings, the head's rows and A (n, n)."""
+        d, r, f = self.hidden_size, self.rank, self.intermediate_size
+        layer = 2 * self.state_size * d + 6 * d * r + d * d + 2 * r * (d + f)
+        return self.num_hidden_layers * layer + r * d
+
     def flops_per_token(self, context: int | None = None) -> int:
         """Return the floating-point operations of training on one token: forward and backward.
 

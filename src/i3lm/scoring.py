@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 
 
 def window_rule(context: int, stride: int) -> str:

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from i3lm.folder import Loaded
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 
 WINDOW = 32
 TEXT = "the cat sat on the mat with the other hat and her tea, was it not for you?\n"

@@ -6,7 +6,7 @@ from cli_models import TEXT, WINDOW
 
 from i3lm.__main__ import main
 from i3lm.folder import Loaded, load_folder, save_folder
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 

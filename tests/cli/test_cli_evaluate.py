@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import i3lm
 from i3lm.errors import UserError
 from i3lm.folder import Loaded
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.scoring import _batches, score_tokens
 
 

@@ -4,8 +4,7 @@ import shutil
 import pytest
 
 import i3lm
-from i3lm.model.layers_i3 import I3Network
-from i3lm.model_info import _matrices
+from i3lm.model.network import I3Network
 from i3lm.optim import make_optimizer
 from i3lm.presets import PRESETS
 
@@ -29,7 +28,7 @@ def test_memory_is_what_the_optimizers_hold():
         optimizer = make_optimizer(name, network.named_parameters())
         held = sum(t.numel() * t.element_size() for t in optimizer.state_tensors().values())
         assert held == expected, name
-    assert _matrices(architecture) > 0
+    assert architecture.matrix_parameters > 0
 
 
 def test_list(run):

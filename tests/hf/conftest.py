@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from i3lm.folder import save_folder
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 

@@ -7,7 +7,7 @@ from torch import nn
 from i3lm.generation import Decoder
 from i3lm.model import COMPILED
 from i3lm.model.decoding import CompiledStep
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiler built the C kernels here")

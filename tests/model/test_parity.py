@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from i3lm.model import COMPILED, kernels, ops_i3
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import PRESETS, Architecture
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from i3lm import optim
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.native import tensor_library
 from i3lm.optim import make_optimizer
 from i3lm.optim.blockwise import BLOCK, BlockState, adamw_states, draws, lion_states, seed_of

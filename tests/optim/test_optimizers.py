@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.optim import (
     AdamW,
     Lion,

@@ -31,14 +31,15 @@ if TYPE_CHECKING:
 @click.option("--text-column", help="The column of .jsonl and .parquet files.")
 @click.option("--split", help="The split of a Hub dataset.  [default: train]")
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
-@click.option("--state-bits", type=int, help="Bits of the optimizer's states: 32, 8 or 4.")
+@click.option("--state-bits", type=int, help="Of the optimizer's states: 32, 8 or 4.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the optimizer's]")
 @click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
 @click.option("--microbatch", type=int, help="Sequences at once: fewer need less memory.")
 @click.option(
     "--gradient-checkpointing", metavar="MODE",
-    help="none, selective or full: compute activations twice instead of keeping them.",
+    help="none, selective or full: compute activations twice.  [default: as memory allows]",
 )  # fmt: skip
+@click.option("--memory", metavar="SIZE", help="The most the process may take: 400MB, 1.5GB.")
 @click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
 @click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time.  [default: 1m]")
 @click.option("--eval-every", metavar="EVERY", help="Steps, or a time.  [default: ten times a run]")
@@ -81,8 +82,10 @@ def command(resume: str | None, quiet: bool, as_json: bool, **flags: Any) -> Non
 def _config(resume: str | None, flags: dict[str, Any]) -> "TrainConfig":
     """Return what the flags ask for; a resumed run keeps what they leave open."""
     from i3lm.training.config import TrainConfig
-    from i3lm.units import parse_duration
+    from i3lm.units import parse_duration, parse_size
 
+    if "memory" in flags:
+        flags["memory"] = parse_size(flags["memory"])
     if "time" in flags:
         flags["time"] = parse_duration(flags["time"])
     for name in ("checkpoint_every", "eval_every"):
@@ -92,7 +95,10 @@ def _config(resume: str | None, flags: dict[str, Any]) -> "TrainConfig":
         return TrainConfig(**flags)
     if "out" in flags:
         raise UserError("--resume goes on in its own folder; leave --out away")
-    return dataclasses.replace(TrainConfig.load(Path(resume)), **flags, out=resume)
+    config = TrainConfig.load(Path(resume))
+    if "memory" in flags:  # what costs only time is planned anew
+        config = dataclasses.replace(config, microbatch=None, gradient_checkpointing=None)
+    return dataclasses.replace(config, **flags, out=resume)
 
 
 def _every(text: str) -> "Every":

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i3lm.model import fused
-from i3lm.model.layers_i3 import I3Network, LayerState, used_rows
+from i3lm.model.layers_i3 import used_rows
+from i3lm.model.network import I3Network, LayerState
 from i3lm.native import tensor_call, tensor_library
 
 

@@ -1,4 +1,4 @@
-"""The i3 network: embedding, three-branch layers, LoRPt head. Needs torch alone.
+"""The parts of the i3 network: three-branch layers, LoRPt maps. Needs torch alone.
 
 Shapes: B batch, T time, D hidden size, H heads, K head size, N states, R rank, V vocabulary.
 `config` is any object with the fields of `I3Config`.
@@ -12,15 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops_i3
-from .ops_i3 import (
-    causal_attention,
-    embedding,
-    head_loss,
-    lorpt,
-    recompute,
-    recurrence,
-    stable_transition,
-)
+from .ops_i3 import causal_attention, lorpt, recompute, recurrence, stable_transition
 
 # How loud the previous token is beside the current one, and how sharply the first head compares
 # them, at the start (docs/log.md).
@@ -125,40 +117,8 @@ class Projection(nn.Linear):
             init_orthogonal(self.weight)
 
 
-class LayerState:
-    """What one layer remembers between calls: keys and values, and the recurrent h and s.
-
-    Keys and values live in buffers of `capacity` positions, made at the first use.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        self.recurrent: tuple[Tensor, Tensor] | None = None
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values (B, H, T, K); return all of them so far."""
-        if self._keys is None or self._values is None:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self._keys, self._values = keys.new_zeros(shape), keys.new_zeros(shape)
-        begin, self.length = self.length, self.length + keys.shape[2]
-        self._keys[:, :, begin : self.length] = keys
-        self._values[:, :, begin : self.length] = values
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
-
-    def buffers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return h, s, and the whole buffers of keys and values, all contiguous; ours to change."""
-        assert self.recurrent is not None
-        assert self._keys is not None
-        assert self._values is not None
-        h, s = self.recurrent = tuple(t.contiguous() for t in self.recurrent)  # type: ignore[assignment]
-        return h, s, self._keys, self._values
-
-
 class State(Protocol):
-    """The part of a cache that a layer sees; `LayerState` is ours, transformers' is wrapped."""
+    """What a layer sees of a cache: `network.LayerState`, or transformers' cache wrapped."""
 
     recurrent: tuple[Tensor, Tensor] | None
 
@@ -354,38 +314,6 @@ class I3Layer(nn.Module):
         return x + self.ffn(self.ffn_norm(x))
 
 
-class I3Backbone(nn.Module):
-    """Token and position embeddings, the layers, the final norm."""
-
-    embed_tokens: nn.Embedding
-    embed_positions: nn.Embedding
-    layers: nn.ModuleList
-    norm: nn.LayerNorm
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        build_backbone(self, config)
-
-    def set_gradient_checkpointing(self, mode: str) -> None:
-        """Choose what training keeps of each layer: see `I3Layer`."""
-        for layer in self.layers:
-            layer.checkpointing = mode  # type: ignore[assignment]
-
-    def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
-        """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
-        past = states[0].length if states else 0
-        positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
-        x = embedding(self.embed_tokens.weight, input_ids)
-        x = x + embedding(self.embed_positions.weight, positions)
-        mask = None
-        if past and input_ids.shape[1] > 1:  # a later stretch of a prompt
-            total = past + input_ids.shape[1]
-            mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
-        for i, layer in enumerate(self.layers):
-            x = layer(x, mask, state=states[i] if states else None)
-        return self.norm(x)
-
-
 def build_backbone(module: nn.Module, config: Any) -> None:
     """Give `module` the backbone's parts. transformers' base model has the same ones."""
     d = config.hidden_size
@@ -393,43 +321,6 @@ def build_backbone(module: nn.Module, config: Any) -> None:
     module.embed_positions = nn.Embedding(config.max_position_embeddings, d)
     module.layers = nn.ModuleList(I3Layer(config) for _ in range(config.num_hidden_layers))
     module.norm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-
-
-class I3Network(nn.Module):
-    """The whole language model, with the parameter names of `I3ForCausalLM`."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.model = I3Backbone(config)
-        self.lm_head = LoRPtLinear(config.hidden_size, config.vocab_size, config.rank)
-        self.apply(lambda module: init_module(module, config))
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        states: list[LayerState] | None = None,
-        last_only: bool = False,
-    ) -> Tensor:
-        """Return logits (B, T, V), or (B, 1, V) of the last position, for input_ids (B, T)."""
-        hidden = self.model(input_ids, states)
-        return head_logits(self.lm_head, hidden[:, -1:] if last_only else hidden, self.config)
-
-    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy in nats, summed over all B * T targets (int64)."""
-        return self.head_loss(self.model(input_ids), targets)
-
-    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy in nats, summed, of hidden (B, T, D) against targets (B, T)."""
-        head, used = self.lm_head, used_rows(self.config)
-        assert head.bias is not None
-        factors = head.A[:used], head.B, head.bias[:used]
-        return head_loss(hidden.flatten(0, 1), *factors, targets.flatten())
-
-    def new_states(self) -> list[LayerState]:
-        """Return empty decoding states, one a layer."""
-        positions = self.config.max_position_embeddings
-        return [LayerState(positions) for _ in self.model.layers]
 
 
 def used_rows(config: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from i3lm.data.documents import DIVISIONS, Division
 from i3lm.errors import UserError
+from i3lm.memory import STATES
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 
 DEFAULT_SECONDS = 600.0
@@ -42,7 +43,7 @@ class TrainConfig:
     batch_tokens: int = 1024  # tokens of one optimizer step
     microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
     optimizer: str = "muon"
-    state_bits: int = 32  # of a number in the optimizer's states: 32, 8 or 4
+    state_bits: int | None = None  # of a number in the optimizer's states; None: as memory allows
     lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
     steps: int | None = None
     time: float | None = None  # seconds of training; None and no steps: 10 minutes
@@ -54,26 +55,38 @@ class TrainConfig:
     device: str = "cpu"
     threads: int | None = None  # None: torch's choice
     precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
-    gradient_checkpointing: str = "none"  # selective: less memory; full: least, slower
+    gradient_checkpointing: str | None = None  # None: as memory allows
+    memory: int | None = None  # bytes that the process may take; None: what is free
     text_column: str | None = None
     split: str = "train"
     documents: Division = "auto"
     lowercase: bool = False
 
     def __post_init__(self) -> None:
-        positive = ("vocab_size", "context", "batch_tokens", "microbatch", "steps", "time")
+        positive = (
+            "vocab_size",
+            "context",
+            "batch_tokens",
+            "microbatch",
+            "steps",
+            "time",
+            "memory",
+        )
         for name in (*positive, "threads", "clip"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise UserError(f"--precision {self.precision!r} must be auto, fp32 or bf16")
-        if self.gradient_checkpointing not in CHECKPOINTING:
+        if self.gradient_checkpointing not in (None, *CHECKPOINTING):
             raise UserError(
                 f"--gradient-checkpointing {self.gradient_checkpointing!r} must be one of "
                 f"{', '.join(CHECKPOINTING)}"
             )
-        if self.state_bits not in STATE_BITS:
+        if self.optimizer not in STATES:
+            known = ", ".join(STATES)
+            raise UserError(f"no optimizer is named {self.optimizer!r}; choose one of {known}")
+        if self.state_bits not in (None, *STATE_BITS):
             raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
         if self.documents not in DIVISIONS:
             raise UserError(f"--documents {self.documents!r} must be one of {', '.join(DIVISIONS)}")

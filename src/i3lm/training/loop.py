@@ -12,7 +12,7 @@ import torch
 
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
 from i3lm.presets import find_preset
 from i3lm.tokenizer import BOS
@@ -20,6 +20,7 @@ from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
+from i3lm.units import format_bytes
 
 CHECKPOINT_SECONDS = 60.0
 EVALUATIONS = 10  # of a run
@@ -56,15 +57,16 @@ class Trainer:
         if lr is None and config.optimizer == "muon":
             lr = find_preset(config.preset).muon_lr
         parameters = network.named_parameters()
-        self.optimizer = make_optimizer(config.optimizer, parameters, lr, config.state_bits)
+        self.optimizer = make_optimizer(config.optimizer, parameters, lr, config.state_bits or 32)
         self.autocast = precision == "bf16"
-        network.model.set_gradient_checkpointing(config.gradient_checkpointing)
+        network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)
         self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self._began = time.monotonic()
         self._before = 0.0  # seconds of earlier starts
@@ -149,6 +151,26 @@ class Trainer:
             "tokens_per_second": tokens / (time.monotonic() - begin),
             "memory": resident_bytes()[0],
         }
+
+    def keep_memory(self) -> str | None:
+        """Where the process took more than its limit, take less from now on; return what was done.
+
+        Half of the microbatch, then full checkpointing: the same steps, in smaller pieces. Raises
+        UserError, with all saved, where nothing is left to give up.
+        """
+        limit, peak = self.config.memory, resident_bytes()[1]
+        if limit is None or peak <= max(limit, self._peak):
+            return None
+        self._peak = peak
+        over = f"the process took {format_bytes(peak)} of its {format_bytes(limit)}"
+        if self.microbatch > 1:
+            self.microbatch //= 2
+            return f"{over}; it goes on with a microbatch of {self.microbatch}"
+        if self.network.model.checkpointing != "full":
+            self.network.model.set_gradient_checkpointing("full")
+            return f"{over}; it goes on with full gradient checkpointing"
+        self.save()
+        raise UserError(f"{over}; go on with more: i3lm train --resume {self.run} --memory ...")
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""

@@ -17,7 +17,7 @@ from i3lm.files import write_atomic
 from i3lm.folder import Loaded, save_folder
 from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
-from i3lm.model.layers_i3 import I3Network
+from i3lm.model.network import I3Network
 from i3lm.presets import find_preset
 from i3lm.scoring import score_tokens
 from i3lm.tokenizer import EOS, INST
@@ -34,11 +34,12 @@ from i3lm.training.heldout import (
 from i3lm.training.lock import NAME as LOCK
 from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
+from i3lm.training.planning import plan_run
 
 SAMPLE_TOKENS = 48
 
-# What a run tells: ("start", {...}), ("prepare", {...}), ("step", row), ("evaluation", row),
-# ("checkpoint", row), ("note", {"text": ...}), ("end", figures).
+# What a run tells: ("prepare", {...}), ("plan", bytes by part), ("start", {...}), ("step", row),
+# ("evaluation", row), ("checkpoint", row), ("note", {"text": ...}), ("end", figures).
 Listener = Callable[[str, dict], None]
 
 
@@ -78,10 +79,15 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=precision)
-    config.architecture()  # refuse impossible sizes before any work
+    sizes = config.architecture()  # refuse impossible sizes and limits before any work
+    if device.type == "cpu":
+        plan_run(config, sizes)
     corpus = _corpus(config, tell)
     architecture = config.architecture(len(corpus.tokenizer))
     corpus.require(architecture.max_position_embeddings)
+    if device.type == "cpu":
+        config, cost = plan_run(config, architecture)
+        tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
     write_atomic(run / "run.json", config.to_json().encode())
 
     torch.manual_seed(config.seed)
@@ -143,6 +149,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         for row in trainer.train():
             trainer.metrics.write({k: row[k] for k in row if k not in ("evaluate", "checkpoint")})
             tell("step", row)
+            if note := trainer.keep_memory():
+                tell("note", {"text": note})
             if row["evaluate"] and row["progress"] < 1:
                 evaluate()
             if row["checkpoint"] and row["progress"] < 1:

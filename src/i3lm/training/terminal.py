@@ -55,6 +55,15 @@ class TerminalListener:
     def _on_prepare(self, row: dict[str, Any]) -> None:
         self._show(f"{row['stage']} the text: {row['share']:.0%}", important=row["share"] >= 1)
 
+    def _on_plan(self, row: dict[str, Any]) -> None:
+        limit = f" of {format_bytes(row['limit'])}" if row["limit"] else ""
+        self._say(
+            f"memory: about {format_bytes(row['total'])}{limit} "
+            f"(python and torch {format_bytes(row['runtime'])}, weights and gradients "
+            f"{format_bytes(row['weights'] + row['gradients'])}, optimizer "
+            f"{format_bytes(row['states'])}, activations {format_bytes(row['activations'])})"
+        )
+
     def _on_start(self, row: dict[str, Any]) -> None:
         self._characters_per_token = row["characters_per_token"]
         verb = "training" if row["step"] == 0 else f"going on at step {row['step']:,} with"

@@ -1,0 +1,149 @@
+"""How much memory training takes, and what to give up where that is too much.
+
+The estimate counts tensors; what the process takes beside them (Python, torch, its code and
+caches) is measured. `make bench-memory` compares it with runs. No torch here.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from i3lm.errors import UserError
+from i3lm.presets import Architecture
+from i3lm.units import format_bytes
+
+# Code and caches of the matrix products, which torch loads at the first ones: measured.
+PRODUCTS_BYTES = 44_000_000
+HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
+MUON_NUMBERS = 1 << 20  # as `optim.muon.BATCH_NUMBERS`
+SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
+STATES = {"muon": (1, 2), "adamw": (2, 2), "lion": (1, 1)}  # a matrix's, another parameter's
+
+# Share of the full speed that is left, measured for i3-12m on two cores (docs/memory.md).
+CHECKPOINTING_SPEED = {"none": 1.0, "selective": 0.95, "full": 0.82}
+# Fewer bits are slower by nothing to speak of; they come after what only costs time up to this.
+STATE_BITS_WORTH = {32: 1.0, 8: 0.97, 4: 0.9}
+FULL_SPEED_TOKENS = 1024  # of a microbatch: more is no faster
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides the memory of a run besides its model."""
+
+    microbatch: int  # sequences
+    context: int  # tokens
+    gradient_checkpointing: str = "none"
+    optimizer: str = "muon"
+    state_bits: int = 32
+    low_bytes: int = 2  # of an operand of the products: 2 for bf16, 4 for fp32
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a microbatch."""
+        return self.microbatch * self.context
+
+    @property
+    def worth(self) -> float:
+        """Estimated share of the full speed, with a discount for fewer bits."""
+        fill = min(1.0, self.tokens / FULL_SPEED_TOKENS)
+        speed = CHECKPOINTING_SPEED[self.gradient_checkpointing] * fill**0.1
+        return speed * STATE_BITS_WORTH[self.state_bits]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes at the peak of a training step, by what they are for."""
+
+    runtime: int  # Python, torch, code and caches
+    weights: int
+    gradients: int
+    states: int  # of the optimizer
+    activations: int  # of a microbatch, or the optimizer's own room where that is more
+
+    @property
+    def total(self) -> int:
+        """The whole process."""
+        return sum(dataclasses.astuple(self))
+
+
+def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
+    """Estimate a run's peak. `runtime`: resident bytes of the process before the model is made."""
+    total = sizes.parameters
+    per_matrix, per_other = STATES[choice.optimizer]
+    matrices = sizes.matrix_parameters
+    numbers = per_matrix * matrices + per_other * (total - matrices)
+    width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
+    return Estimate(
+        runtime=runtime + PRODUCTS_BYTES,
+        weights=4 * total,
+        gradients=4 * total,
+        states=round(numbers * width),
+        activations=max(_activations(sizes, choice), _optimizer_room(sizes, choice)),
+    )
+
+
+def _activations(sizes: Architecture, choice: Choice) -> int:
+    """What a microbatch keeps in `model.fused`, what a layer's way back needs, and the head."""
+    d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
+    low, layers = choice.low_bytes, sizes.num_hidden_layers
+    lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
+    wide = low * (4 * d + f)
+    back = 8 * d + low * (4 * d + 2 * f)
+    kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
+    once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
+    ends = 16 * d  # embedded tokens, the last norm, their gradients
+    layer = (sizes.matrix_parameters - r * d) // layers
+    narrow = 0 if low == 4 else low * layer
+    if choice.gradient_checkpointing == "none":
+        narrow *= layers
+    head = min(choice.tokens, HEAD_ROWS) * sizes.vocab_size * low + 12 * r * sizes.vocab_size
+    per_token = layers * kept + once + back + ends
+    return choice.tokens * per_token + narrow + layer * (4 + low) + head
+
+
+def _optimizer_room(sizes: Architecture, choice: Choice) -> int:
+    matrices = sizes.matrix_parameters
+    return 16 * min(MUON_NUMBERS, matrices) if choice.optimizer == "muon" else 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user has fixed; None leaves it to the planner."""
+
+    sequences: int  # of a step: the largest microbatch
+    context: int
+    optimizer: str
+    low_bytes: int
+    microbatch: int | None = None
+    gradient_checkpointing: str | None = None
+    state_bits: int | None = None
+
+
+def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
+    """Return the fastest and most precise way to train within `limit` bytes.
+
+    UserError, which names the smallest limit that can be kept, where there is none.
+    """
+    options = [(choice, estimate(sizes, choice, runtime)) for choice in _choices(wanted)]
+    fitting = [(choice, cost) for choice, cost in options if cost.total <= limit]
+    if not fitting:
+        least = min(cost.total for _, cost in options)
+        smallest = -(-least // 10**6)
+        raise UserError(
+            f"--memory {format_bytes(limit)} is too little for this model; the least that can be "
+            f"kept is --memory {smallest}MB (or take a smaller --preset or --context)"
+        )
+    return max(fitting, key=lambda pair: (pair[0].worth, -pair[1].total))
+
+
+def _choices(wanted: Wanted) -> Iterator[Choice]:
+    largest = max(1, min(wanted.sequences, FULL_SPEED_TOKENS // wanted.context))
+    microbatches = [wanted.microbatch] if wanted.microbatch else range(1, largest + 1)
+    modes = (
+        [wanted.gradient_checkpointing] if wanted.gradient_checkpointing else [*CHECKPOINTING_SPEED]
+    )
+    widths = [wanted.state_bits] if wanted.state_bits else [*STATE_BITS_WORTH]
+    for microbatch, mode, bits in itertools.product(microbatches, modes, widths):
+        together = min(microbatch, wanted.sequences)
+        yield Choice(together, wanted.context, mode, wanted.optimizer, bits, wanted.low_bytes)

@@ -1,0 +1,107 @@
+"""From what the user wants and what the machine has to how a run is done."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from i3lm.errors import UserError
+from i3lm.memory import Choice, Estimate, Wanted, plan
+from i3lm.presets import Architecture
+from i3lm.training.config import TrainConfig
+from i3lm.training.hardware import (
+    choose_device,
+    choose_precision,
+    resident_bytes,
+    return_freed_memory,
+)
+from i3lm.units import format_bytes
+
+SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
+_CGROUP_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+
+
+def machine_bytes() -> int | None:
+    """Return the memory that this process could ever have: the machine's, or its cgroup's."""
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+    for path in _CGROUP_LIMITS:
+        try:
+            sizes.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return min(sizes)
+
+
+def free_bytes() -> int | None:
+    """Return the memory that this process may take beyond what it has; None if unknown."""
+    total = machine_bytes()
+    if total is None:
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return min(free, total - resident_bytes()[0])
+
+
+def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
+    """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
+
+    The limit is `config.memory`, else most of what is free. Where the user names one, freed memory
+    is given back at once. UserError for a limit that cannot be kept or that the machine has not.
+    """
+    total = machine_bytes()
+    if config.memory is not None:
+        if total is not None and config.memory > total:
+            raise UserError(
+                f"--memory {format_bytes(config.memory)} is more than this machine has, "
+                f"{format_bytes(total)}; name less"
+            )
+        return_freed_memory()
+    runtime = resident_bytes()[0]
+    limit = config.memory
+    if limit is None:
+        free = free_bytes()
+        limit = 1 << 62 if free is None else runtime + int(SPARE * free)
+    context = sizes.max_position_embeddings
+    wanted = Wanted(
+        sequences=max(1, round(config.batch_tokens / context)),
+        context=context,
+        optimizer=config.optimizer,
+        low_bytes=2 if config.precision == "bf16" else 4,
+        microbatch=config.microbatch,
+        gradient_checkpointing=config.gradient_checkpointing,
+        state_bits=config.state_bits,
+    )
+    choice, cost = plan(sizes, wanted, limit, runtime)
+    return filled(config, choice), cost
+
+
+def filled(config: TrainConfig, choice: Choice) -> TrainConfig:
+    """Return the configuration with a choice of the planner."""
+    return dataclasses.replace(
+        config,
+        microbatch=choice.microbatch,
+        gradient_checkpointing=choice.gradient_checkpointing,
+        state_bits=choice.state_bits,
+    )
+
+
+def preview(settings: dict) -> dict:
+    """Return what `plan_run` would choose for `TrainConfig` fields, and the bytes of each part."""
+    config = TrainConfig(**settings)
+    precision = choose_precision(config.precision, choose_device(config.device))
+    config = dataclasses.replace(config, precision=precision)
+    sizes = config.architecture()
+    config, cost = plan_run(config, sizes)
+    shown = ("microbatch", "gradient_checkpointing", "optimizer", "state_bits", "precision")
+    return {
+        "choice": {name: getattr(config, name) for name in shown},
+        "memory": {**dataclasses.asdict(cost), "total": cost.total},
+    }

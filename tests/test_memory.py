@@ -1,0 +1,173 @@
+"""The planner: its estimates against real runs, its choices, and limits that are kept."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i3lm.cli import group
+from i3lm.errors import UserError
+from i3lm.memory import CHECKPOINTING_SPEED, Choice, Wanted, estimate, plan
+from i3lm.model import COMPILED
+from i3lm.presets import PRESETS, find_preset
+from i3lm.training.config import TrainConfig
+
+RUNTIME = 220_000_000
+SIZES = find_preset("i3-12m").architecture
+WANTED = Wanted(sequences=8, context=256, optimizer="muon", low_bytes=2)
+linux = pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+compiled = pytest.mark.skipif(not COMPILED, reason="the estimate is of the compiled passes")
+
+
+def test_with_room_nothing_is_given_up():
+    choice, _ = plan(SIZES, WANTED, 4_000_000_000, RUNTIME)
+    assert choice == Choice(4, 256, "none", "muon", 32, 2)
+
+
+@given(st.integers(380_000_000, 900_000_000))
+def test_plans_fit_and_more_memory_is_never_slower(limit):
+    try:
+        choice, cost = plan(SIZES, WANTED, limit, RUNTIME)
+    except UserError as error:
+        least = int(str(error).split("--memory ")[2].split("MB")[0]) * 10**6
+        assert least > limit
+        plan(SIZES, WANTED, least, RUNTIME)  # what the message names is kept
+        with pytest.raises(UserError):
+            plan(SIZES, WANTED, least - 2 * 10**6, RUNTIME)
+        return
+    assert cost.total <= limit
+    better, _ = plan(SIZES, WANTED, limit + 50_000_000, RUNTIME)
+    assert better.worth >= choice.worth
+
+
+def test_what_the_user_fixed_is_kept():
+    wanted = Wanted(8, 256, "lion", 2, microbatch=2, gradient_checkpointing="full", state_bits=8)
+    choice, _ = plan(SIZES, wanted, 4_000_000_000, RUNTIME)
+    assert choice == Choice(2, 256, "full", "lion", 8, 2)
+
+
+def test_each_measure_saves():
+    def total(**changes) -> int:
+        settings = {"microbatch": 4, "context": 256, **changes}
+        return estimate(SIZES, Choice(**settings), RUNTIME).total
+
+    modes = [total(gradient_checkpointing=mode) for mode in CHECKPOINTING_SPEED]
+    assert modes == sorted(modes, reverse=True)
+    assert total() > total(microbatch=2) > total(microbatch=1)
+    assert total() > total(state_bits=8) > total(state_bits=4)
+    assert total(low_bytes=4) > total()
+    assert total(optimizer="adamw") > total()
+
+
+@linux
+@compiled
+@pytest.mark.parametrize(
+    ("preset", "microbatch", "mode", "optimizer", "bits"),
+    [
+        ("i3-mini", 4, "none", "muon", 32),
+        ("i3-small", 2, "selective", "lion", 8),
+        ("i3-12m", 1, "full", "adamw", 4),
+    ],
+)
+def test_estimates_are_within_a_tenth(tmp_path, preset, microbatch, mode, optimizer, bits):
+    """In a process of its own; the whole grid is `make bench-memory`."""
+    root = Path(__file__).parents[1]
+    code = (
+        "import sys; from pathlib import Path; from benchmarks.train import synthetic_corpus; "
+        "synthetic_corpus(sys.argv[1], Path(sys.argv[2]))"
+    )
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for arguments in (
+        ["-c", code, preset, str(corpus)],
+        ["-m", "benchmarks.memory", "--one", json.dumps({
+            "preset": preset, "context": 128, "microbatch": microbatch, "corpus": str(corpus),
+            "gradient_checkpointing": mode, "optimizer": [optimizer, bits],
+        })],
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
+        )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0.9 < found["predicted_bytes"] / found["peak_bytes"] < 1.1
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(group, list(arguments))
+
+
+def test_plan_prints_what_goes_where():
+    result = run("plan", "--preset", "i3-mini", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output)
+    parts = {k: v for k, v in told["memory"].items() if k != "total"}
+    assert sum(parts.values()) == told["memory"]["total"]
+    assert told["choice"]["gradient_checkpointing"] == "none"
+    assert "total" in run("plan", "--preset", "i3-mini", "--memory", "2GB").output
+
+
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        ("100MB", "the least that can be kept"),
+        ("lots", "is no size"),
+        ("-3GB", "is no size"),
+        ("9000000GB", "more than this machine has"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(tmp_path, memory, words):
+    text = tmp_path / "text.txt"
+    text.write_text("one two three four five\n" * 400)
+    result = subprocess.run(
+        [sys.executable, "-m", "i3lm", "train", "--preset", "i3-mini", "--data", str(text),
+         "--out", str(tmp_path / "run"), "--steps", "1", "--context", "64", "--memory", memory],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 3
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@linux
+def test_a_run_that_takes_more_than_its_limit_gives_up_speed_and_then_stops(tmp_path):
+    """The limit is lowered under a trainer's feet, as no honest plan would set it."""
+    import torch
+    from benchmarks.train import synthetic_corpus
+
+    from i3lm.model.network import I3Network
+    from i3lm.training.loop import Trainer
+
+    corpus = synthetic_corpus("i3-mini", tmp_path)
+    config = TrainConfig(out=str(tmp_path), preset="i3-mini", steps=9, context=32, batch_tokens=64)
+    config = TrainConfig(**{**vars(config), "memory": 1, "microbatch": 2})
+    network = I3Network(config.architecture(len(corpus.tokenizer)))
+    trainer = Trainer(config, corpus, network, "fp32", torch.device("cpu"))
+    assert trainer.microbatch == 2
+    trainer.step(0.0)
+    assert "microbatch of 1" in trainer.keep_memory()
+    assert trainer.keep_memory() is None  # the same peak is answered once
+    for words in ("full gradient checkpointing", None):
+        trainer._peak = 0
+        if words:
+            assert words in trainer.keep_memory()
+        else:
+            with pytest.raises(UserError, match="--resume"):
+                trainer.keep_memory()
+    assert list((tmp_path / "checkpoints").iterdir())
+    trainer.metrics.close()
+
+
+def test_every_preset_has_a_plan():
+    for preset in PRESETS.values():
+        sizes = preset.architecture
+        wanted = Wanted(4, sizes.max_position_embeddings, "muon", 4)
+        choice, cost = plan(sizes, wanted, 1 << 40, RUNTIME)
+        assert choice.gradient_checkpointing == "none"
+        assert cost.total > RUNTIME
