@@ -183,7 +183,7 @@ def cross_entropy(
     chunks, classes = -(-logits.shape[0] // ROWS), logits.shape[1]
     losses = torch.empty(chunks, dtype=torch.float64)
     grad = torch.zeros(chunks, classes) if backward else None
-    arguments = (logits, bias, targets, losses, grad)
+    arguments = (logits, bias, targets.contiguous(), losses, grad)
     _call("i3_cross_entropy", logits.dtype, *logits.shape, *arguments)
     return losses.sum(), None if grad is None else grad.sum(0)
 
