@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-memory clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
@@ -27,6 +27,10 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	for part in startup tokenizer decode train; do $(BIN)/i3lm bench $$part || exit 1; done
+
+# Peak memory against the planner's estimate, 80 configurations: ten minutes.
+bench-memory: $(INSTALLED)
+	$(BIN)/python -m benchmarks.memory
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks setup.py

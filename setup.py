@@ -9,6 +9,7 @@ import sys
 from setuptools import Extension, setup
 
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+HEADERS = ("numbers", "rounding", "layer", "lines", "blake2b")
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
@@ -17,16 +18,14 @@ setup(
         Extension(
             f"i3lm.native._{name}",
             [f"src/i3lm/native/{source}.c" for source in sources],
-            depends=[
-                f"src/i3lm/native/{header}.h" for header in ("numbers", "layer", "lines", "blake2b")
-            ],
+            depends=[f"src/i3lm/native/{header}.h" for header in HEADERS],
             extra_compile_args=FLAGS + flags,
             libraries=[] if sys.platform == "win32" else ["m"],
             optional=True,
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            ("tensor", ["tensor", "attention", "optim", "states", "decode"], OPENMP),
+            ("tensor", ["tensor", "attention", "optim", "states", "stored", "decode"], OPENMP),
         )
     ]
 )

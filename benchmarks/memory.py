@@ -37,6 +37,12 @@ def grid() -> list[dict[str, Any]]:
     edge = {"preset": "i3-22m", "context": 256, "gradient_checkpointing": "selective"}
     rows += [{**edge, "microbatch": 1, "optimizer": ("lion", bits)} for bits in (32, 8, 4)]
     rows += [{**edge, "microbatch": 2, "optimizer": ("muon", 8), "precision": "fp32"}]
+    small = {"context": 256, "microbatch": 1, "gradient_checkpointing": "full"}
+    rows += [
+        {**small, "preset": preset, "optimizer": ("lion", 4), "weight_bits": bits}
+        for preset in ("i3-12m", "i3-22m")
+        for bits in (8, 4)
+    ]
     return rows
 
 
@@ -55,6 +61,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         gradient_checkpointing=row["gradient_checkpointing"],
         optimizer=optimizer,
         state_bits=bits,
+        weight_bits=row.get("weight_bits", 32),
         steps=STEPS,
     )
     corpus = Corpus.open(row["corpus"])
@@ -64,7 +71,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         tokens_per_second = step["tokens_per_second"]
     low = 2 if precision == "bf16" else 4
     mode = row["gradient_checkpointing"]
-    choice = Choice(row["microbatch"], row["context"], mode, optimizer, bits, low)
+    choice = Choice(
+        row["microbatch"], row["context"], mode, optimizer, bits, low, config.weight_bits
+    )
     return {
         "predicted_bytes": estimate(sizes, choice, runtime).total,
         "peak_bytes": resident_bytes()[1],
@@ -111,7 +120,8 @@ def main() -> None:
         [
             [
                 f"{r['preset']} T={r['context']} x{r['microbatch']} {r['gradient_checkpointing']} "
-                f"{r['optimizer'][0]} {r['optimizer'][1]} {r.get('precision', 'bf16')}",
+                f"{r['optimizer'][0]} {r['optimizer'][1]} {r.get('precision', 'bf16')}"
+                f"{' weights ' + str(r['weight_bits']) if 'weight_bits' in r else ''}",
                 f"{r['peak_bytes'] / 1e6:.0f}",
                 f"{r['predicted_bytes'] / 1e6:.0f}",
                 f"{r['ratio']:.2f}",

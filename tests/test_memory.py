@@ -62,6 +62,7 @@ def test_each_measure_saves():
     assert total() > total(state_bits=8) > total(state_bits=4)
     assert total(low_bytes=4) > total()
     assert total(optimizer="adamw") > total()
+    assert total() > total(weight_bits=8) > total(weight_bits=4)
 
 
 @linux

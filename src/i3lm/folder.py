@@ -16,7 +16,8 @@ from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
-from i3lm.tensorfile import write_tensors
+from i3lm.stored import stored_in
+from i3lm.tensorfile import Deferred, write_tensors
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
 CODE = ("configuration_i3.py", "layers_i3.py", "modeling_i3.py", "ops_i3.py")
@@ -58,7 +59,7 @@ def save_folder(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = network.config
-    state = network.state_dict()
+    state = {name: _whole(parameter) for name, parameter in network.named_parameters()}
     config = {
         "architectures": ["I3ForCausalLM"],
         "auto_map": AUTO_MAP,
@@ -79,6 +80,11 @@ def save_folder(
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})
     card = model_card(config, sum(t.numel() for t in state.values()), run)
     write_atomic(folder / "README.md", card.encode())
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor | Deferred:
+    stored = stored_in(parameter)
+    return Deferred(stored.read, stored.shape, torch.float32) if stored else parameter
 
 
 def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:

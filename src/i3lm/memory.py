@@ -17,6 +17,7 @@ from i3lm.units import format_bytes
 PRODUCTS_BYTES = 44_000_000
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
 MUON_NUMBERS = 1 << 20  # as `optim.muon.BATCH_NUMBERS`
+STORED_SCALE_BYTES = 2 / 32  # of a number in stored weights
 SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
 STATES = {"muon": (1, 2), "adamw": (2, 2), "lion": (1, 1)}  # a matrix's, another parameter's
 
@@ -37,6 +38,7 @@ class Choice:
     optimizer: str = "muon"
     state_bits: int = 32
     low_bytes: int = 2  # of an operand of the products: 2 for bf16, 4 for fp32
+    weight_bits: int = 32  # of the layers' matrices
 
     @property
     def tokens(self) -> int:
@@ -76,11 +78,20 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
     return Estimate(
         runtime=runtime + PRODUCTS_BYTES,
-        weights=4 * total,
+        weights=_weights(sizes, choice),
         gradients=4 * total,
         states=round(numbers * width),
         activations=max(_activations(sizes, choice), _optimizer_room(sizes, choice)),
     )
+
+
+def _weights(sizes: Architecture, choice: Choice) -> int:
+    layers = sizes.matrix_parameters - sizes.rank * sizes.hidden_size
+    if choice.weight_bits == 32:
+        return 4 * sizes.parameters
+    width = choice.weight_bits / 8 + STORED_SCALE_BYTES
+    held = 4 * layers // sizes.num_hidden_layers  # one layer's, in float32
+    return 4 * (sizes.parameters - layers) + round(width * layers) + held
 
 
 def _activations(sizes: Architecture, choice: Choice) -> int:
@@ -118,6 +129,7 @@ class Wanted:
     microbatch: int | None = None
     gradient_checkpointing: str | None = None
     state_bits: int | None = None
+    weight_bits: int = 32
 
 
 def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
@@ -146,4 +158,12 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
     widths = [wanted.state_bits] if wanted.state_bits else [*STATE_BITS_WORTH]
     for microbatch, mode, bits in itertools.product(microbatches, modes, widths):
         together = min(microbatch, wanted.sequences)
-        yield Choice(together, wanted.context, mode, wanted.optimizer, bits, wanted.low_bytes)
+        yield Choice(
+            together,
+            wanted.context,
+            mode,
+            wanted.optimizer,
+            bits,
+            wanted.low_bytes,
+            wanted.weight_bits,
+        )

@@ -7,7 +7,8 @@ Format: https://github.com/huggingface/safetensors#format
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,8 +31,27 @@ TYPES = {
 ALIGNMENT = 8  # bytes: the header is padded, so that tensors can be mapped
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A tensor that is made when it is written, and gone after."""
+
+    make: Callable[[], Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def numel(self) -> int:
+        """The number of numbers."""
+        return self.shape.numel()
+
+    def element_size(self) -> int:
+        """The bytes of a number."""
+        return self.dtype.itemsize
+
+
 def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    tensors: Mapping[str, Tensor | Deferred],
+    metadata: Mapping[str, str] | None = None,
 ) -> str:
     """Write named tensors as a safetensors file, whole or not at all; return its SHA-256.
 
@@ -58,7 +78,9 @@ def write_tensors(
             digest.update(part)
             file.write(part)
         for name in order:
-            tensor = tensors[name].detach().cpu().contiguous()
+            given = tensors[name]
+            made = given.make() if isinstance(given, Deferred) else given
+            tensor = made.detach().cpu().contiguous()
             if tensor.numel():
                 data = tensor.reshape(-1).view(torch.uint8).numpy().data
                 digest.update(data)

@@ -40,6 +40,8 @@ def test_every_flag_reaches_the_configuration(run, calls):
         "lr": 0.5,
         "optimizer": "lion",
         "state_bits": 8,
+        "weight_bits": 4,
+        "memory": 2_000_000_000,
         "steps": 9,
         "time": 5400.0,
         "checkpoint_every": Every(seconds=120.0),
@@ -62,7 +64,12 @@ def test_every_flag_reaches_the_configuration(run, calls):
         elif isinstance(value, tuple):
             arguments += [part for item in value for part in (option, item)]
         else:
-            written = {"time": "1h30m", "checkpoint_every": "2m", "eval_every": "500"}
+            written = {
+                "time": "1h30m",
+                "memory": "2GB",
+                "checkpoint_every": "2m",
+                "eval_every": "500",
+            }
             arguments += [option, written.get(name, value)]
     assert run("train", "--quiet", *arguments)[0] == 0
     config = calls[0][0]

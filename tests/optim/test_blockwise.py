@@ -10,8 +10,9 @@ from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.native import tensor_library
 from i3lm.optim import make_optimizer
-from i3lm.optim.blockwise import BLOCK, BlockState, adamw_states, draws, lion_states, seed_of
+from i3lm.optim.blockwise import BLOCK, BlockState, adamw_states, lion_states
 from i3lm.presets import Architecture
+from i3lm.rounding import draws, seed_of
 
 SIZES = [1, 2, 127, 128, 129, 1000, 70_001]
 SMALL = Architecture(

@@ -17,6 +17,7 @@ from i3lm.cli.common import json_option, write_json
 @click.option("--gradient-checkpointing", help="none, selective or full.  [default: chosen]")
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
 @click.option("--state-bits", type=int, help="32, 8 or 4.  [default: chosen]")
+@click.option("--weight-bits", type=int, help="32, 8 or 4.  [default: 32]")
 @click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
 @json_option
 def command(as_json: bool, memory: str | None, **flags: Any) -> None:

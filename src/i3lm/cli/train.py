@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--split", help="The split of a Hub dataset.  [default: train]")
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
 @click.option("--state-bits", type=int, help="Of the optimizer's states: 32, 8 or 4.")
+@click.option("--weight-bits", type=int, help="Of the layers' matrices: 32, 8 or 4.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the optimizer's]")
 @click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
 @click.option("--microbatch", type=int, help="Sequences at once: fewer need less memory.")

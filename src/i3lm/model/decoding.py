@@ -14,6 +14,7 @@ from i3lm.model import fused
 from i3lm.model.layers_i3 import used_rows
 from i3lm.model.network import I3Network, LayerState
 from i3lm.native import tensor_call, tensor_library
+from i3lm.stored import stored_in
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -45,7 +46,10 @@ class CompiledStep:
         plain = all(map(fused.is_plain, network.model.layers)) and fused.is_plain(network.lm_head)
         tensors = network.parameters()
         return plain and all(
-            t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous()
+            t.dtype == torch.float32
+            and t.device.type == "cpu"
+            and t.is_contiguous()
+            and stored_in(t) is None
             for t in tensors
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from i3lm.model import kernels, layers_i3, ops_i3
 from i3lm.model.fused_attention import attend, attend_backward
 from i3lm.native import tensor_library
+from i3lm.stored import held, stored_in
 
 
 class Parts(NamedTuple):
@@ -112,18 +113,37 @@ class _FusedLayer(torch.autograd.Function):
     def backward(ctx, grad_BTD):  # type: ignore[no-untyped-def]
         saved = ctx.saved_tensors
         kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
-        f = ctx.factors or _factors(p, ctx.low)
-        if ctx.again == "full":
-            kept, _ = _run(p, f, kept.x1.view(ctx.shape), ctx.heads, ctx.eps, ctx.low)
-        elif ctx.again == "selective":
-            kept = _widened(kept, p, f, ctx.eps)
-        grad = grad_BTD.contiguous().flatten(0, 1)
-        g: dict[str, Tensor] = {}
-        grad, grad_low, n = _ffn_backward(kept, p, f, grad, ctx.eps, g)
-        grad, grad_low = _attention_backward(kept, p, f, grad, grad_low, n, ctx.heads, ctx.eps, g)
-        grad = _recurrence_backward(kept, p, f, grad, grad_low, ctx.shape, ctx.eps, g)
-        gradients = (g[name].to(getattr(p, name).dtype) for name in Parts._fields)
-        return grad.view(ctx.shape), None, None, None, None, *gradients
+        with held(p):
+            return _backward(ctx, kept, p, grad_BTD)
+
+
+def _backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    f = ctx.factors or _factors(p, ctx.low)
+    if ctx.again == "full":
+        kept, _ = _run(p, f, kept.x1.view(ctx.shape), ctx.heads, ctx.eps, ctx.low)
+    elif ctx.again == "selective":
+        kept = _widened(kept, p, f, ctx.eps)
+    grad = grad_BTD.contiguous().flatten(0, 1)
+    g: dict[str, Tensor] = {}
+    grad, grad_low, n = _ffn_backward(kept, p, f, grad, ctx.eps, g)
+    grad, grad_low = _attention_backward(kept, p, f, grad, grad_low, n, ctx.heads, ctx.eps, g)
+    grad = _recurrence_backward(kept, p, f, grad, grad_low, ctx.shape, ctx.eps, g)
+    gradients = (_gradient(getattr(p, name), g[name]) for name in Parts._fields)
+    return grad.view(ctx.shape), None, None, None, None, *gradients
+
+
+def _gradient(parameter: Tensor, gradient: Tensor) -> Tensor | None:
+    """Return a gradient for autograd to add up; that of a stored parameter is added here.
+
+    autograd lays gradients out as their parameter, which is empty by then.
+    """
+    if stored_in(parameter) is None:
+        return gradient.to(parameter.dtype)
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad += gradient
+    return None
 
 
 def _factors(p: Parts, low: torch.dtype) -> Factors:

@@ -5,6 +5,8 @@ Shapes: B batch, T time, D hidden size, H heads, K head size, N states, R rank, 
 """
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -238,6 +240,7 @@ class I3Layer(nn.Module):
     """
 
     checkpointing = "none"
+    held: Callable | None = None  # where weights are stored: holds them for the way back
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -295,9 +298,13 @@ class I3Layer(nn.Module):
             y = None if ops_i3.fused_layer is None else ops_i3.fused_layer(self, x)
             if y is not None:
                 return y
-            if self.checkpointing != "none" and torch.is_grad_enabled():  # torch has no selection
-                return recompute(self._branches, x)
+            again = self.checkpointing != "none" or self.held is not None  # torch has no selection
+            if again and torch.is_grad_enabled():
+                return recompute(self._branches, x, self._hold)
         return self._branches(x, mask, padding, state)
+
+    def _hold(self) -> AbstractContextManager:
+        return nullcontext() if self.held is None else self.held(self.parameters())
 
     def _branches(
         self,

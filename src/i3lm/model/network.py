@@ -16,6 +16,7 @@ from i3lm.model.layers_i3 import (
     used_rows,
 )
 from i3lm.model.ops_i3 import embedding, head_loss
+from i3lm.stored import held, store
 
 
 class LayerState:
@@ -69,6 +70,12 @@ class I3Backbone(nn.Module):
         for layer in self.layers:
             layer.checkpointing = mode  # type: ignore[assignment]
 
+    def store(self, bits: int, seed: int) -> None:
+        """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.stored`)."""
+        store(self.layers, bits, seed)
+        for layer in self.layers:
+            layer.held = held  # type: ignore[assignment]
+
     def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
         """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
         past = states[0].length if states else 0
@@ -80,7 +87,8 @@ class I3Backbone(nn.Module):
             total = past + input_ids.shape[1]
             mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
         for i, layer in enumerate(self.layers):
-            x = layer(x, mask, state=states[i] if states else None)
+            with held(layer.parameters()):
+                x = layer(x, mask, state=states[i] if states else None)
         return self.norm(x)
 
 

@@ -7,6 +7,7 @@ low-rank products after LoRPt (FlameF0X, 2025).
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -233,9 +234,9 @@ class _Recompute(torch.autograd.Function):
     """Gradient checkpointing of `y = function(x)`: keeps x alone and runs the function again."""
 
     @staticmethod
-    def forward(ctx, x, function):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, function, hold):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
-        ctx.function = function
+        ctx.function, ctx.hold = function, hold
         ctx.autocast = (torch.is_autocast_enabled(x.device.type), x.device.type)
         return function(x)
 
@@ -244,19 +245,24 @@ class _Recompute(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x = ctx.saved_tensors[0].detach().requires_grad_()
         enabled, device = ctx.autocast
-        with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=enabled):
-            y = ctx.function(x)
-        torch.autograd.backward(y, grad)
-        return x.grad, None
+        with ctx.hold():
+            with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=enabled):
+                y = ctx.function(x)
+            torch.autograd.backward(y, grad)
+        return x.grad, None, None
 
 
-def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def recompute(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    hold: Callable[[], AbstractContextManager] = nullcontext,
+) -> Tensor:
     """Return `function(x)`, keeping only x for the backward pass (Chen et al., arXiv 1604.06174).
 
-    The function must be deterministic. Unlike `torch.utils.checkpoint` this does not import the
-    compiler, 70 MB.
+    The function must be deterministic; on the way back it runs within `hold()`. Unlike
+    `torch.utils.checkpoint` this does not import the compiler, 70 MB.
     """
-    return _Recompute.apply(x, function)
+    return _Recompute.apply(x, function, hold)
 
 
 def _cross_entropy(

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "numbers.h"
+#include "rounding.h"
 
 #define BLOCK 128
 #define HALF (BLOCK / 2)
@@ -16,14 +17,6 @@ typedef struct {
     uint8_t *codes;
     float *scales;
 } State;
-
-/* 32 well mixed bits of a position and a seed (the finaliser of MurmurHash3, Appleby, public domain). */
-static inline uint32_t mix(uint32_t at, uint32_t seed) {
-    uint32_t h = at * 0x9e3779b1u ^ seed;
-    h = (h ^ (h >> 16)) * 0x85ebca6bu;
-    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
-    return h ^ (h >> 16);
-}
 
 static inline int64_t code_bytes(int bits) { return bits == 4 ? HALF : BLOCK; }
 

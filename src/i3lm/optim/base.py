@@ -1,13 +1,15 @@
 """What all our optimizers share: named parameters in, flat state tensors out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from i3lm.errors import UserError
 from i3lm.optim.blockwise import SIGNED_LEVELS, BlockState
+from i3lm.rounding import seed_of
+from i3lm.stored import portions, shape_of, stored_in, updated
 
 SMALL = 4096  # numbers of a parameter whose states stay in float32: they are next to nothing
 State = Tensor | BlockState
@@ -54,7 +56,11 @@ class Optimizer:
         """Update all parameters from their `.grad` with learning rates `factor * group.lr`."""
         self.steps += 1
         for group in self.groups:
-            self.update(group, [_gradient(p) for p in group.parameters], factor * group.lr)
+            for part in _portions(group):
+                seeds = [seed_of(self.steps, -1 - part.first - i) for i in range(len(part.names))]
+                with updated(part.parameters, seeds):
+                    grads = [_gradient(p) for p in part.parameters]
+                    self.update(part, grads, factor * group.lr)
 
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group; `self.steps` counts from 1."""
@@ -92,10 +98,25 @@ class Optimizer:
         self.steps = steps
 
 
+def _portions(group: ParameterGroup) -> Iterator[ParameterGroup]:
+    """Return the group, or parts of it that may be float32 at once where parameters are stored."""
+    stored = [stored_in(p) for p in group.parameters]
+    if not any(stored):
+        yield group
+        return
+    sizes = [s.shape.numel() if s else 0 for s in stored]
+    for part in portions(sizes):
+        states = {name: values[part] for name, values in group.state.items()}
+        names, parameters = group.names[part], group.parameters[part]
+        first = group.first + part.start
+        yield replace(group, names=names, parameters=parameters, state=states, first=first)
+
+
 def _new_state(p: Tensor, name: str, bits: int) -> State:
-    if bits == 32 or p.numel() < SMALL:
-        return torch.zeros_like(p)
-    return BlockState.zeros(p.numel(), bits, signed=name != "exp_avg_sq")
+    shape = shape_of(p)
+    if bits == 32 or shape.numel() < SMALL:
+        return torch.zeros(shape, dtype=p.dtype, device=p.device)
+    return BlockState.zeros(shape.numel(), bits, signed=name != "exp_avg_sq")
 
 
 def _gradient(parameter: Tensor) -> Tensor:

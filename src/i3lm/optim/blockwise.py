@@ -5,8 +5,8 @@ zero, where most numbers of a state are, as dynamic maps do (Dettmers et al., ar
 and needs no table. A mean has |k| <= L, L = 7 or 127. A mean of squares, kept as its root
 scale k / L, has 1 <= k <= L, L = 16 or 256: without zero, by which a step would be divided (Li,
 Chen and Zhu, arXiv 2309.01507).
-Numbers are rounded to one of their two neighbours at random, with the right mean: a moving average
-that is rounded to the nearest level never leaves it (Gupta et al., arXiv 1502.02551, for weights).
+Numbers are rounded to one of their two neighbours at random, with the right mean (`rounding`): a
+moving average that is rounded to the nearest level never leaves it.
 
 What is here is plain torch; native/states.c does the same, a block at a time.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from i3lm.native import tensor_call, tensor_library
+from i3lm.rounding import draws
 
 BLOCK = 128
 SMALLEST = 1e-30  # a block with no larger number is all zero
@@ -98,24 +99,6 @@ def quadratic_code(root: Tensor, levels: int, chance: Tensor) -> Tensor:
     low = root.floor()
     up = chance * (2 * low + 1) < root * root - low * low
     return (low + up.float()).clamp(max=levels)
-
-
-def draws(begin: int, end: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return two draws in [0, 1) for each position, functions of it and of `seed` (32 bits).
-
-    The mix is the finaliser of MurmurHash3 (Appleby, public domain).
-    """
-    h = torch.arange(begin, end)
-    h = (h * 0x9E3779B1 & 0xFFFFFFFF) ^ seed
-    h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
-    h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
-    h = h ^ h >> 16
-    return (h >> 16).float() / 65536, (h & 65535).float() / 65536
-
-
-def seed_of(step: int, tensor: int) -> int:
-    """Return the 32-bit seed of a tensor's draws at a step: a resumed run draws the same."""
-    return (step * 0x9E3779B97F4A7C15 + tensor * 0xD1B54A32D192ED03 >> 29) & 0xFFFFFFFF
 
 
 def adamw_states(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from i3lm.optim.base import Optimizer, ParameterGroup
-from i3lm.optim.blockwise import BlockState, adamw_states, lion_states, seed_of
+from i3lm.optim.blockwise import BlockState, adamw_states, lion_states
+from i3lm.rounding import seed_of
 
 EPS = 1e-8
 

@@ -8,6 +8,7 @@ from i3lm.errors import UserError
 from i3lm.optim.base import Optimizer, ParameterGroup
 from i3lm.optim.elementwise import AdamW, Lion
 from i3lm.optim.muon import Muon
+from i3lm.stored import shape_of
 
 # Peak rates of each optimizer: matrices of the layers, embeddings and head, vectors and the rest.
 # Found by the runs in docs/log.md.
@@ -24,7 +25,7 @@ def kind_of(name: str, parameter: Tensor) -> str:
     """Return "matrix", "table" (embeddings and the head's rows) or "vector" for a parameter."""
     if name.startswith(("model.embed_", "lm_head.A")):
         return "table"
-    if parameter.ndim == 2 and not name.endswith("recurrence.A"):
+    if len(shape_of(parameter)) == 2 and not name.endswith("recurrence.A"):
         return "matrix"
     return "vector"
 

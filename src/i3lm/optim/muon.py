@@ -8,8 +8,9 @@ from torch import Tensor
 
 from i3lm.native import tensor_call, tensor_library
 from i3lm.optim.base import Optimizer, ParameterGroup, State
-from i3lm.optim.blockwise import BlockState, seed_of
+from i3lm.optim.blockwise import BlockState
 from i3lm.optim.elementwise import adamw_update
+from i3lm.rounding import seed_of
 
 # Quintic Newton-Schulz coefficients a, b, c of the published method (Jordan et al., 2024,
 # kellerjordan.github.io/posts/muon): p(x) = a x + b x^3 + c x^5 drives singular values towards 1.
@@ -63,7 +64,7 @@ class Muon(Optimizer):
     @torch.no_grad()
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group; matrices of equal size are orthogonalised together."""
-        if group is not self.matrices:
+        if "momentum" not in group.state:
             adamw_update(group, grads, lr, self.steps)
             return
         by_shape = defaultdict(list)

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from i3lm.optim.blockwise import BlockState, adamw_states, lion_states, seed_of
+from i3lm.optim.blockwise import BlockState, adamw_states, lion_states
+from i3lm.rounding import seed_of
 
 
 class _LowBit(torch.optim.Optimizer):

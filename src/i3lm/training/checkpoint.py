@@ -1,6 +1,6 @@
 """Checkpoints: a folder a step, written whole or not at all, found sound before it is used.
 
-checkpoints/step-00000500/model.safetensors       parameters, float32
+checkpoints/step-00000500/model.safetensors       parameters, float32 or as stored (`i3lm.stored`)
                           optimizer.safetensors   the optimizer's state tensors
                           trainer.json            counters, the SHA-256 of both files and its own
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
 from i3lm.optim import Optimizer
+from i3lm.stored import load_state, state_of
 from i3lm.tensorfile import write_tensors
 
 FORMAT = 2
@@ -47,7 +48,7 @@ def save_checkpoint(
     folder = run / "checkpoints"
     target = folder / f"step-{counters.step:08d}"
     temporary = folder / f".writing-{counters.step:08d}"
-    tensors = (network.state_dict(), optimizer.state_tensors())
+    tensors = (state_of(network), optimizer.state_tensors())
     for part in tensors:
         _require_finite(part)
     try:
@@ -122,7 +123,7 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
             continue
         _require_shapes(folder, state, network)
         optimizer.load_state(moments, manifest["optimizer_steps"])
-        network.load_state_dict(state)
+        load_state(network, state)
         return counters, notes
     reason = f" ({notes[0]})" if notes else ""
     raise UserError(f"{run} has no sound checkpoint to go on from{reason}; start a new run")
@@ -153,6 +154,6 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def _require_shapes(folder: Path, state: dict[str, Tensor], network: nn.Module) -> None:
-    own = network.state_dict()
+    own = state_of(network)
     if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
         raise UserError(f"{folder} is of another model than run.json says; restore its run.json")

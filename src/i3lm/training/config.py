@@ -44,6 +44,7 @@ class TrainConfig:
     microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
     optimizer: str = "muon"
     state_bits: int | None = None  # of a number in the optimizer's states; None: as memory allows
+    weight_bits: int = 32  # of a number in the layers' matrices: 32, or stored in 8 or 4
     lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
     steps: int | None = None
     time: float | None = None  # seconds of training; None and no steps: 10 minutes
@@ -86,6 +87,8 @@ class TrainConfig:
         if self.optimizer not in STATES:
             known = ", ".join(STATES)
             raise UserError(f"no optimizer is named {self.optimizer!r}; choose one of {known}")
+        if self.weight_bits not in STATE_BITS:
+            raise UserError(f"--weight-bits {self.weight_bits} must be 32, 8 or 4")
         if self.state_bits not in (None, *STATE_BITS):
             raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
         if self.documents not in DIVISIONS:

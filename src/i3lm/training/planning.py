@@ -78,6 +78,7 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         microbatch=config.microbatch,
         gradient_checkpointing=config.gradient_checkpointing,
         state_bits=config.state_bits,
+        weight_bits=config.weight_bits,
     )
     choice, cost = plan(sizes, wanted, limit, runtime)
     return filled(config, choice), cost
@@ -100,7 +101,14 @@ def preview(settings: dict) -> dict:
     config = dataclasses.replace(config, precision=precision)
     sizes = config.architecture()
     config, cost = plan_run(config, sizes)
-    shown = ("microbatch", "gradient_checkpointing", "optimizer", "state_bits", "precision")
+    shown = (
+        "microbatch",
+        "gradient_checkpointing",
+        "optimizer",
+        "state_bits",
+        "weight_bits",
+        "precision",
+    )
     return {
         "choice": {name: getattr(config, name) for name in shown},
         "memory": {**dataclasses.asdict(cost), "total": cost.total},

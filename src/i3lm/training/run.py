@@ -244,7 +244,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
     return {
         "i3lm_version": __version__,
         "preset": config.preset,
-        "parameters": sum(p.numel() for p in trainer.network.parameters()),
+        "parameters": trainer.network.config.parameters,
         "data": corpus.manifest["description"],
         "vocabulary": len(corpus.tokenizer),
         "context": trainer.context,
