@@ -17,7 +17,8 @@ ALLOWED = {
     "units": {"errors"},
     "presets": {"errors"},
     "rounding": set(),
-    "stored": {"native", "rounding"},
+    # Of the model the format alone: it travels with the folder.
+    "stored": {"native", "rounding", "model"},
     "tensorfile": {"files"},
     "memory": {"errors", "presets", "units"},
     "model": FOUNDATION,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from i3lm.folder import load_folder as load
     from i3lm.generation import generate, stream
     from i3lm.model_info import info
+    from i3lm.quantizing import quantize
     from i3lm.training.config import TrainConfig
     from i3lm.training.run import train
 
@@ -31,6 +32,7 @@ __all__ = [
     "generate",
     "info",
     "load",
+    "quantize",
     "stream",
     "train",
 ]
@@ -46,6 +48,7 @@ _PLACES = {
     "generate": ("generation", "generate"),
     "info": ("model_info", "info"),
     "load": ("folder", "load_folder"),
+    "quantize": ("quantizing", "quantize"),
     "stream": ("generation", "stream"),
     "train": ("training.run", "train"),
 }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,19 @@ from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.model.network import I3Network
+from i3lm.model.stored_i3 import store_for_inference
 from i3lm.presets import Architecture
-from i3lm.stored import stored_in
+from i3lm.stored import GROUP, StoredMatrix, stored_in
 from i3lm.tensorfile import Deferred, write_tensors
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
-CODE = ("configuration_i3.py", "layers_i3.py", "modeling_i3.py", "ops_i3.py")
+CODE = (
+    "configuration_i3.py",
+    "layers_i3.py",
+    "modeling_i3.py",
+    "ops_i3.py",
+    "stored_i3.py",
+)
 AUTO_MAP = {
     "AutoConfig": "configuration_i3.I3Config",
     "AutoModel": "modeling_i3.I3Model",
@@ -43,6 +51,7 @@ class Loaded:
     network: I3Network
     tokenizer: ChunkTokenizer
     architecture: Architecture
+    weight_bits: int = 32  # of a number of the matrices in the folder; in memory they are float32
 
 
 def save_folder(
@@ -50,27 +59,37 @@ def save_folder(
     network: I3Network,
     tokenizer: ChunkTokenizer,
     run: dict[str, Any] | None = None,
+    stored: Mapping[str, StoredMatrix] | None = None,
 ) -> None:
     """Write a complete model folder: config, weights, tokenizer, generation config, code, card.
 
     Each file is written whole or not at all, the weights after everything they need. `run` are the
-    figures of the training run, for the card. Needs no transformers.
+    figures of the training run, for the card. `stored` are matrices to be written in the few bits
+    that they have there. Needs no transformers.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sizes = network.config
-    state = {name: _whole(parameter) for name, parameter in network.named_parameters()}
+    state: dict[str, torch.Tensor | Deferred] = {}
+    for name, parameter in network.named_parameters():
+        if stored and name in stored:
+            state[f"{name}_codes"] = stored[name].codes
+            state[f"{name}_scales"] = stored[name].scales
+        else:
+            state[name] = _whole(parameter)
     config = {
         "architectures": ["I3ForCausalLM"],
         "auto_map": AUTO_MAP,
         "model_type": "i3",
-        "dtype": str(next(iter(state.values())).dtype).removeprefix("torch."),
+        "dtype": str(next(iter(network.parameters())).dtype).removeprefix("torch."),
         "bos_token_id": BOS,
         "eos_token_id": EOS,
         "pad_token_id": PAD,
         "tie_word_embeddings": False,
         **dataclasses.asdict(sizes),
     }
+    if stored:
+        config["weight_bits"] = next(iter(stored.values())).bits
     source = Path(__file__).parent / "model"
     for name in CODE:
         write_atomic(folder / name, (source / name).read_bytes())
@@ -78,7 +97,7 @@ def save_folder(
     write_atomic(folder / "generation_config.json", _json(GENERATION))
     write_atomic(folder / "config.json", _json(config))
     write_tensors(folder / "model.safetensors", state, {"format": "pt"})
-    card = model_card(config, sum(t.numel() for t in state.values()), run)
+    card = model_card(config, sizes.parameters, run)
     write_atomic(folder / "README.md", card.encode())
 
 
@@ -93,7 +112,7 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
     UserError, in one line, for anything that is not a sound i3 model folder.
     """
     folder = Path(folder)
-    architecture = _architecture(folder)
+    architecture, weight_bits = _architecture(folder)
     tokenizer = ChunkTokenizer.load(folder)
     rows = architecture.used_vocab_size or architecture.vocab_size
     if len(tokenizer) != rows:
@@ -108,27 +127,49 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         raise UserError(f"{folder} has no model.safetensors; copy the whole folder") from None
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None
-    network = _network_for(state, architecture)
+    network = _network_for(state, architecture, weight_bits)
     if network is None:
         raise UserError(f"{path} does not fit its config.json; copy both from one run")
-    network.load_state_dict({k: t.float() for k, t in state.items()}, assign=True)
+    whole = {name: _matrix(state, name, p, weight_bits) for name, p in network.named_parameters()}
+    network.load_state_dict(whole, assign=True)
     try:
         network.to(device)
     except (RuntimeError, AssertionError):
         raise UserError(f"--device {device} is not to be had here; use --device cpu") from None
-    return Loaded(network.eval(), tokenizer, architecture)
+    return Loaded(network.eval(), tokenizer, architecture, weight_bits)
 
 
-def _network_for(state: dict[str, torch.Tensor], architecture: Architecture) -> I3Network | None:
+def _matrix(
+    state: dict[str, torch.Tensor], name: str, parameter: torch.Tensor, bits: int
+) -> torch.Tensor:
+    """Take a parameter's numbers out of `state`, in float32."""
+    if name in state:
+        return state.pop(name).float()
+    codes, scales = state.pop(f"{name}_codes"), state.pop(f"{name}_scales").bfloat16()
+    return StoredMatrix(codes, scales, parameter.shape, bits).read()
+
+
+def _network_for(
+    state: dict[str, torch.Tensor], architecture: Architecture, bits: int
+) -> I3Network | None:
     """Return a network without memory that the tensors fit, None if they do not."""
     # The total first: sizes from a damaged file may be too large to build even without memory.
-    if sum(tensor.numel() for tensor in state.values()) != architecture.parameters:
+    packed = 2 if bits == 4 else 1
+    numbers = sum(
+        tensor.numel() * (packed if name.endswith("_codes") else 1)
+        for name, tensor in state.items()
+        if not name.endswith("_scales")
+    )
+    if not 0 <= numbers - architecture.parameters < GROUP * len(state):
         return None
     with torch.device("meta"), _WithoutInitialisation():
         network = I3Network(architecture)
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    fits = shapes == {name: t.shape for name, t in state.items() if t.is_floating_point()}
-    return network if fits else None
+        pattern = network if bits == 32 else I3Network(architecture)
+    if bits != 32:
+        store_for_inference(pattern, bits)
+    wanted = {n: (t.shape, t.is_floating_point()) for n, t in pattern.state_dict().items()}
+    found = {n: (t.shape, t.is_floating_point()) for n, t in state.items()}
+    return network if wanted == found else None
 
 
 class _WithoutInitialisation(TorchFunctionMode):
@@ -143,7 +184,7 @@ class _WithoutInitialisation(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _architecture(folder: Path) -> Architecture:
+def _architecture(folder: Path) -> tuple[Architecture, int]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; name a model folder that i3lm train wrote")
     path = folder / "config.json"
@@ -159,7 +200,10 @@ def _architecture(folder: Path) -> Architecture:
             value = config[field.name]
             if isinstance(value, bool) or not isinstance(value, field.type):  # type: ignore[arg-type]
                 raise TypeError(f"{field.name} is {value!r}")
-        return Architecture(**{field.name: config[field.name] for field in fields})
+        bits = config.get("weight_bits", 32)
+        if bits not in (32, 8, 4):
+            raise ValueError(f"weight_bits is {bits!r}")
+        return Architecture(**{field.name: config[field.name] for field in fields}), bits
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder, it has no config.json; name one that i3lm train wrote"

@@ -67,7 +67,10 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     except TypeError as error:
         raise UserError(f"{folder / 'config.json'} is damaged ({error}); restore it") from error
     result = {"model": str(folder), **_costs(architecture)}
-    result["weights_file"] = _weights(folder / "model.safetensors", architecture.parameters)
+    bits = config.get("weight_bits", 32)
+    result["weight_bits"] = bits
+    path = folder / "model.safetensors"
+    result["weights_file"] = _weights(path, architecture.parameters, bits)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.exists():
         # Its special tokens are in the vocabulary, too.
@@ -93,7 +96,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weights(path: Path, parameters: int) -> dict[str, Any]:
+def _weights(path: Path, parameters: int, bits: int) -> dict[str, Any]:
     """Read the header of a safetensors file: 8 bytes of length, then JSON."""
     try:
         with open(path, "rb") as file:
@@ -106,7 +109,7 @@ def _weights(path: Path, parameters: int) -> dict[str, Any]:
         raise UserError(f"{path.parent}: it has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it") from error
-    if count != parameters:
+    if bits == 32 and count != parameters:
         raise UserError(
             f"{path} has {count:,} parameters, its config.json describes {parameters:,}; "
             "copy both from one run"

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from i3lm.model.stored_i3 import GROUP, LEVELS, SMALLEST, numbers_of
 from i3lm.native import tensor_call, tensor_library
 from i3lm.rounding import draws
 
-GROUP = 32
-LEVELS = {4: 7, 8: 127}
-SMALLEST = 4096  # numbers of a matrix that is worth it
 UPDATED = 1 << 20  # numbers that are float32 at once during an update
 
 
@@ -45,11 +43,7 @@ class StoredMatrix:
             x = torch.empty(self.shape)
             tensor_call("i3_read_groups", x.numel(), self.bits, self.codes, self.scales, x)
             return x
-        codes = self.codes.view(len(self.scales), -1)
-        if self.bits == 4:
-            codes = torch.cat((codes & 15, codes >> 4), 1)
-        x = (codes.float() - LEVELS[self.bits]) * self.scales.float()[:, None]
-        return x.flatten()[: self.shape.numel()].view(self.shape)
+        return numbers_of(self.codes, self.scales.float(), self.shape, self.bits)
 
     def write(self, x: Tensor, seed: int) -> None:
         """Round a contiguous float32 matrix into the codes with draws of `seed`."""

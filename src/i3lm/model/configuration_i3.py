@@ -21,7 +21,8 @@ class I3Config(PreTrainedConfig):
 
     `rank` is the rank R of attention's projections and of every LoRPt factor pair, `state_size`
     the N of the state space. Rows of the vocabulary from `used_vocab_size` on stand for no token
-    and are never generated. Raises ValueError for sizes that cannot be.
+    and are never generated. With `weight_bits` of 8 or 4 the matrices are stored so, for inference.
+    Raises ValueError for sizes that cannot be.
     """
 
     model_type = "i3"
@@ -48,6 +49,7 @@ class I3Config(PreTrainedConfig):
         layer_norm_eps: float = 1e-5,
         initializer_range: float = 0.02,
         used_vocab_size: int | None = None,
+        weight_bits: int = 32,
         use_cache: bool = True,
         bos_token_id: int = 2,
         eos_token_id: int = 3,
@@ -66,6 +68,7 @@ class I3Config(PreTrainedConfig):
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
         self.used_vocab_size = used_vocab_size
+        self.weight_bits = weight_bits
         self.use_cache = use_cache
         super().__init__(
             bos_token_id=bos_token_id,
@@ -88,6 +91,8 @@ class I3Config(PreTrainedConfig):
             )
         if self.used_vocab_size is not None and not 0 < self.used_vocab_size <= self.vocab_size:
             raise ValueError(f"used_vocab_size must be between 1 and vocab_size {self.vocab_size}")
+        if self.weight_bits not in (32, 8, 4):
+            raise ValueError(f"weight_bits is {self.weight_bits!r}; it must be 32, 8 or 4")
 
     @property
     def layer_types(self) -> list[str]:

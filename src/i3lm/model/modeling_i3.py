@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_i3 import I3Config
 from .layers_i3 import LoRPtLinear, build_backbone, head_logits, init_module
+from .stored_i3 import store_for_inference
 
 _LENGTHS = ("max_length", "max_new_tokens")
 
@@ -66,7 +67,12 @@ class I3PreTrainedModel(PreTrainedModel):
     _is_stateful = True
 
     def _init_weights(self, module: nn.Module) -> None:
-        init_module(module, self.config)
+        if not getattr(module, "is_stored", False):
+            init_module(module, self.config)
+
+    def _store(self) -> None:
+        if self.config.weight_bits != 32:
+            store_for_inference(self, self.config.weight_bits)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refuse with NotImplementedError: transformers would leave the factored head behind."""
@@ -82,6 +88,7 @@ class I3Model(I3PreTrainedModel):
         super().__init__(config)
         build_backbone(self, config)
         self.gradient_checkpointing = False
+        self._store()
         self.post_init()
 
     @can_return_tuple
@@ -168,6 +175,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = I3Model(config)
         self.lm_head = LoRPtLinear(config.hidden_size, config.vocab_size, config.rank)
+        self._store()
         self.post_init()
 
     def get_output_embeddings(self) -> None:

@@ -1,0 +1,84 @@
+"""Model folders whose matrices take 4 or 8 bits a number: smaller files, less memory."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from i3lm.errors import UserError
+from i3lm.files import write_atomic
+from i3lm.folder import load_folder, save_folder
+from i3lm.model.stored_i3 import GROUP, LEVELS, stored_names
+from i3lm.stored import StoredMatrix
+
+# Shares of a group's largest number that are tried as its range: clipping it may cost less than
+# coarser steps for all others.
+RANGES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+
+
+def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any]:
+    """Write the model folder `model` to `out` with its matrices in 4 or 8 bits a number.
+
+    Each group of 32 numbers has a scale in bfloat16: 4.5 or 8.5 bits a number in all. i3lm and
+    transformers load the new folder like any other. Returns `bytes_before`, `bytes_after` (of the
+    weight files) and `error`, the root of the mean squared error over that of the numbers.
+
+    UserError: other bits, a folder that is no model or is in few bits already, an `out` that is
+    there.
+    """
+    if bits not in LEVELS:
+        raise UserError(f"--bits {bits} must be 4 or 8")
+    model, out = Path(model), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not empty; choose another folder with --out")
+    loaded = load_folder(model)
+    if loaded.weight_bits != 32:
+        raise UserError(f"{model} is in {loaded.weight_bits} bits already; quantize its original")
+    wanted = {path: getattr(module, name) for module, name, path in stored_names(loaded.network)}
+    stored, lost, whole = {}, 0.0, 0.0
+    for path, matrix in wanted.items():
+        stored[path] = nearest(matrix.detach(), bits)
+        lost += float((stored[path].read() - matrix.detach()).square().sum())
+        whole += float(matrix.detach().square().sum())
+    save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
+    _card(model, out, bits)
+    before, after = ((folder / "model.safetensors").stat().st_size for folder in (model, out))
+    return {
+        "folder": str(out),
+        "bits": bits,
+        "bytes_before": before,
+        "bytes_after": after,
+        "error": (lost / max(whole, 1e-30)) ** 0.5,
+    }
+
+
+def _card(model: Path, out: Path, bits: int) -> None:
+    """Give `out` the card of the original, with its figures, and a line on the bits."""
+    path = model / "README.md"
+    if not path.is_file():
+        return
+    before, found, after = path.read_text(encoding="utf-8").partition("\n## Use\n")
+    line = f"\nMatrices of {bits} bits a number (`i3lm quantize`); the figures are the original's.\n"
+    write_atomic(out / "README.md", f"{before}{line if found else ''}{found}{after}".encode())
+
+
+def nearest(x: Tensor, bits: int) -> StoredMatrix:
+    """Return a float32 matrix in `bits` bits: of RANGES the best for each group, rounded to it."""
+    levels = LEVELS[bits]
+    flat = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
+    most = flat.abs().amax(1, keepdim=True)
+    best_error = torch.full_like(most, torch.inf)
+    best_scales, best_codes = torch.zeros_like(most), torch.zeros_like(flat)
+    for share in RANGES:
+        scales = (most * share / levels).bfloat16().float()
+        codes = torch.where(scales > 0, flat / scales, 0).round().clamp(-levels, levels)
+        error = (codes * scales - flat).square().sum(1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scales = torch.where(better, scales, best_scales)
+        best_codes = torch.where(better, codes, best_codes)
+    codes = (best_codes + levels).to(torch.uint8)
+    if bits == 4:
+        codes = codes[:, : GROUP // 2] | codes[:, GROUP // 2 :] << 4
+    return StoredMatrix(codes.flatten(), best_scales.flatten().bfloat16(), x.shape, bits)
