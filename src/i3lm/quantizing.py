@@ -59,7 +59,9 @@ def _card(model: Path, out: Path, bits: int) -> None:
     if not path.is_file():
         return
     before, found, after = path.read_text(encoding="utf-8").partition("\n## Use\n")
-    line = f"\nMatrices of {bits} bits a number (`i3lm quantize`); the figures are the original's.\n"
+    line = (
+        f"\nMatrices of {bits} bits a number (`i3lm quantize`); the figures are the original's.\n"
+    )
     write_atomic(out / "README.md", f"{before}{line if found else ''}{found}{after}".encode())
 
 
