@@ -133,3 +133,25 @@ def test_the_gpt_is_of_equal_size(preset):
     assert 0.7 < like.parameters / sizes.parameters < 1.3
     peer = published.Published(sizes)
     assert sum(p.numel() for p in peer.parameters()) == sizes.parameters
+
+
+def test_quality(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat. and the dog ran to the cat.\n" * 400)
+    out, names = tmp_path / "q.json", ("i3lm", "gpt-muon:1e-2", "published")
+    done = subprocess.run(
+        [*(sys.executable, "-m", "benchmarks.quality", *names, "--train", str(text)),
+         *("--test", str(text), "--tokens", "6000", "--seeds", "1", "--preset", "i3-tiny"),
+         *("--vocab-size", "400", "--threads", "1", "--out", str(out))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [row["contender"] for row in result["summary"]] == list(names)
+    assert result["summary"][0]["mean_bits_per_character"] < 4.5  # a start; letters alone: 4
+    for run in result["runs"]:
+        assert run["tokens"] >= 6000
+        assert run["test_characters"] > 20_000
+        assert len(run["curve"]) >= 5
