@@ -14,9 +14,9 @@ from benchmarks.quality.one import arguments
 from i3lm.errors import UserError
 
 SETTINGS = (
-    "train test tokens minutes preset vocab_size context batch_tokens documents test_characters "
-    "threads"
-).split()
+    *("train", "test", "tokens", "minutes", "preset", "vocab_size", "context", "batch_tokens"),
+    *("documents", "test_characters", "threads"),
+)
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:

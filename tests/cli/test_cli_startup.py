@@ -48,6 +48,27 @@ def test_loading_a_model_imports_no_compiler(folder):
     assert not {"torch._dynamo", "torch._inductor", "transformers"} & set(done.stdout.split())
 
 
+def test_a_training_process_imports_what_it_uses(tmp_path):
+    """These packages alone, and of torch none of the large parts that training does without."""
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("the cat sat on the mat and the dog ran to the cat\n" * 500)
+    flags = (
+        "--preset i3-tiny --steps 3 --context 32 --batch-tokens 64 --state-bits 4 --eval-every 2"
+    )
+    arguments = ["train", *flags.split(), "--data", str(text), "--out", str(run)]
+    done = python(RUN.format(arguments))
+    assert done.returncode == 0, done.stderr
+    modules = set(done.stdout.splitlines()[-1].split())
+    packages = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+    ours = {"i3lm", "torch", "numpy", "safetensors", "click", "rich"}
+    of_torch = {"torchgen", "tqdm", "typing_extensions"}
+    of_python = {"__main__", "__mp_main__", "_distutils_hack", "distutils"}
+    editable = {name for name in packages if name.startswith("__editable__")}
+    assert ours <= packages
+    assert packages <= ours | of_torch | of_python | editable
+    assert not {"torch._dynamo", "torch._inductor", "torch.onnx", "torch.export"} & modules
+
+
 def test_lazy_names():
     for name in i3lm.__all__:
         assert getattr(i3lm, name) is not None
