@@ -7,11 +7,11 @@ import torch
 
 from i3lm.folder import load_folder
 from i3lm.model.network import I3Network
+from i3lm.model.stored import GROUP, LEVELS, SMALLEST, StoredMatrix, portions, state_of, stored_in
 from i3lm.native import tensor_library
 from i3lm.optim import make_optimizer
 from i3lm.presets import Architecture
 from i3lm.rounding import seed_of
-from i3lm.stored import GROUP, LEVELS, SMALLEST, StoredMatrix, portions, state_of, stored_in
 
 SIZES = Architecture(
     vocab_size=400,
@@ -30,7 +30,7 @@ BOTH = pytest.mark.parametrize("compiled", [True, False])
 @pytest.fixture
 def form(monkeypatch, compiled):
     if not compiled:
-        monkeypatch.setattr("i3lm.stored.tensor_library", lambda: None)
+        monkeypatch.setattr("i3lm.model.stored.tensor_library", lambda: None)
 
 
 def draw(shape, seed=0) -> torch.Tensor:
@@ -68,7 +68,7 @@ def test_rounding_has_the_right_mean(form, compiled, bits):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kernel_does_what_plain_torch_does(monkeypatch, bits, shape):
     mine = StoredMatrix.of(draw(shape), bits, seed=9)
-    monkeypatch.setattr("i3lm.stored.tensor_library", lambda: None)
+    monkeypatch.setattr("i3lm.model.stored.tensor_library", lambda: None)
     other = StoredMatrix.of(draw(shape), bits, seed=9)
     assert torch.equal(mine.scales, other.scales)
     assert (mine.codes == other.codes).double().mean() > 0.999

@@ -16,9 +16,9 @@ from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.model.network import I3Network
+from i3lm.model.stored import GROUP, StoredMatrix, stored_in
 from i3lm.model.stored_i3 import store_for_inference
 from i3lm.presets import Architecture
-from i3lm.stored import GROUP, StoredMatrix, stored_in
 from i3lm.tensorfile import Deferred, write_tensors
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.folder import load_folder, save_folder
+from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import GROUP, LEVELS, stored_names
-from i3lm.stored import StoredMatrix
 
 # Shares of a group's largest number that are tried as its range: clipping it may cost less than
 # coarser steps for all others.

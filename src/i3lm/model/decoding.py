@@ -13,8 +13,8 @@ from torch import Tensor
 from i3lm.model import fused
 from i3lm.model.layers_i3 import used_rows
 from i3lm.model.network import I3Network, LayerState
+from i3lm.model.stored import stored_in
 from i3lm.native import tensor_call, tensor_library
-from i3lm.stored import stored_in
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:

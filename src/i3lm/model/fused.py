@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from i3lm.model import kernels, layers_i3, ops_i3
 from i3lm.model.fused_attention import attend, attend_backward
+from i3lm.model.stored import held, stored_in
 from i3lm.native import tensor_library
-from i3lm.stored import held, stored_in
 
 
 class Parts(NamedTuple):

@@ -16,7 +16,7 @@ from i3lm.model.layers_i3 import (
     used_rows,
 )
 from i3lm.model.ops_i3 import embedding, head_loss
-from i3lm.stored import held, store
+from i3lm.model.stored import held, store
 
 
 class LayerState:
@@ -71,7 +71,7 @@ class I3Backbone(nn.Module):
             layer.checkpointing = mode  # type: ignore[assignment]
 
     def store(self, bits: int, seed: int) -> None:
-        """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.stored`)."""
+        """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.model.stored`)."""
         store(self.layers, bits, seed)
         for layer in self.layers:
             layer.held = held  # type: ignore[assignment]

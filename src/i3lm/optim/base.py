@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from i3lm.errors import UserError
+from i3lm.model.stored import portions, shape_of, stored_in, updated
 from i3lm.optim.blockwise import SIGNED_LEVELS, BlockState
 from i3lm.rounding import seed_of
-from i3lm.stored import portions, shape_of, stored_in, updated
 
 SMALL = 4096  # numbers of a parameter whose states stay in float32: they are next to nothing
 State = Tensor | BlockState

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from i3lm.errors import UserError
+from i3lm.model.stored import shape_of
 from i3lm.optim.base import Optimizer, ParameterGroup
 from i3lm.optim.elementwise import AdamW, Lion
 from i3lm.optim.muon import Muon
-from i3lm.stored import shape_of
 
 # Peak rates of each optimizer: matrices of the layers, embeddings and head, vectors and the rest.
 # Found by the runs in docs/log.md.

@@ -1,6 +1,6 @@
 """Checkpoints: a folder a step, written whole or not at all, found sound before it is used.
 
-checkpoints/step-00000500/model.safetensors       parameters, float32 or as stored (`i3lm.stored`)
+checkpoints/step-00000500/model.safetensors       parameters, float32 or as stored (model/stored.py)
                           optimizer.safetensors   the optimizer's state tensors
                           trainer.json            counters, the SHA-256 of both files and its own
 """
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from i3lm.errors import UserError
 from i3lm.files import sha256_file, sync_folder, write_atomic
+from i3lm.model.stored import load_state, state_of
 from i3lm.optim import Optimizer
-from i3lm.stored import load_state, state_of
 from i3lm.tensorfile import write_tensors
 
 FORMAT = 2
@@ -55,7 +55,7 @@ def save_checkpoint(
         if not run.is_dir():
             raise FileNotFoundError(f"{run} is gone")
         folder.mkdir(exist_ok=True)
-        for stray in folder.glob(".*-*"):  # of a process that was killed
+        for stray in folder.glob(".writing-*"):  # of a process that was killed
             shutil.rmtree(stray)
         temporary.mkdir()
         _write(temporary, tensors, optimizer.steps, counters)
@@ -88,6 +88,7 @@ def _replace(temporary: Path, target: Path) -> None:
     """Put a finished checkpoint in its place, where after a resume one of the step may be."""
     old = target.with_name(f".old-{target.name}")
     if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(target, old)
     try:
         os.replace(temporary, target)
@@ -100,8 +101,14 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, newest first."""
-    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+    """Return the checkpoint folders of a run, newest first.
+
+    One that was moved aside counts where a kill has kept its successor from taking the name.
+    """
+    folder = run / "checkpoints"
+    found = {path.name.removeprefix(".old-"): path for path in folder.glob(".old-step-*")}
+    found |= {path.name: path for path in folder.glob("step-*")}
+    return [found[name] for name in sorted(found, reverse=True)]
 
 
 def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Counters, list[str]]:

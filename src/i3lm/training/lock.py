@@ -14,16 +14,18 @@ except ImportError:  # Windows: no lock is taken
     fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
+UNLOCKED = "this folder cannot be locked here; let no second process train into it"
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[str | None]:
     """Hold `folder` for this process; UserError, with pid and host, where another one does.
 
-    The kernel drops the lock with its process, so one that was killed leaves nothing stale.
+    The kernel drops the lock with its process, so one that was killed leaves nothing stale. Gives
+    None, or a sentence where there are no locks: on Windows, on some network drives.
     """
     if fcntl is None:
-        yield
+        yield UNLOCKED
         return
     path = folder / NAME
     try:
@@ -31,15 +33,18 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}); choose another") from None
     try:
+        note = None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(handle, 200).decode(errors="replace").strip() or "another process"
             raise UserError(f"{folder} is in use by {owner}; wait for it or stop it") from None
+        except OSError:  # the file system has no locks
+            note = UNLOCKED
         os.ftruncate(handle, 0)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is missing
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        yield note
     finally:
         # The file stays: to unlink it could take the name from one who waits on it.
         os.close(handle)

@@ -64,13 +64,15 @@ def train(
     tell = listener or (lambda event, row: None)
     run = Path(config.out)
     _check_folder(run, resume)
-    try:
-        with lock_folder(run):
+    with lock_folder(run) as warning:
+        if warning:
+            tell("note", {"text": warning})
+        try:
             _check_folder(run, resume)  # again: another run may have ended meanwhile
             return _train(config, run, resume, tell)
-    except UserError:
-        _drop_empty(run)
-        raise
+        except UserError:
+            _drop_empty(run)
+            raise
 
 
 def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
@@ -166,7 +168,13 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         trainer.network.eval()
         figures["held_out_bits_per_character"] = _bits_per_character(trainer, final)
         figures["held_out_characters"] = final.characters
-    save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+    try:
+        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"the model cannot be written ({error}); its newest checkpoint is whole: make room, "
+            f"then i3lm train --resume {trainer.run}"
+        ) from None
     tell("end", {**figures, "interrupted": interrupted})
     return TrainResult(trainer.run, figures, interrupted)
 
