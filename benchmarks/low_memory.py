@@ -55,11 +55,9 @@ def measure(way: str, corpus: str, steps: int) -> dict[str, Any]:
 def _ours(settings: dict[str, Any], corpus: str, steps: int) -> list[float]:
     """Return the seconds of each step."""
     from i3lm.model.network import I3Network
-    from i3lm.training.hardware import choose_device, choose_precision, return_freed_memory
+    from i3lm.training.hardware import choose_device, choose_precision
     from i3lm.training.loop import Trainer
 
-    if settings:  # what --memory does
-        return_freed_memory()
     config = TrainConfig(
         out=corpus, preset=PRESET, batch_tokens=BATCH_TOKENS, steps=1_000_000, **settings
     )

@@ -17,7 +17,7 @@ from i3lm.data import Corpus
 from i3lm.memory import Choice, estimate
 from i3lm.model.network import I3Network
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import choose_device, resident_bytes, return_freed_memory
+from i3lm.training.hardware import choose_device, resident_bytes
 from i3lm.training.loop import Trainer
 
 NAME = "memory"
@@ -48,7 +48,6 @@ def grid() -> list[dict[str, Any]]:
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
     """Take a few steps in this process; return its peak and the estimate, in bytes."""
-    return_freed_memory()
     runtime = resident_bytes()[0]
     optimizer, bits = row["optimizer"]
     precision = row.get("precision", "bf16")

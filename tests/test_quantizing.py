@@ -11,9 +11,10 @@ import i3lm
 from i3lm.errors import UserError
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.network import I3Network
-from i3lm.model.stored_i3 import GROUP, LEVELS
+from i3lm.model.stored import StoredMatrix
+from i3lm.model.stored_i3 import GROUP, LEVELS, nearest
 from i3lm.presets import Architecture
-from i3lm.quantizing import nearest, quantize
+from i3lm.quantizing import RANGES, quantize
 from i3lm.tokenizer import ChunkTokenizer, rule
 
 BITS = pytest.mark.parametrize("bits", [4, 8])
@@ -38,22 +39,26 @@ def folder(tmp_path_factory):
     return path
 
 
+def rounded(x: torch.Tensor, bits: int) -> StoredMatrix:
+    return StoredMatrix(*nearest(x, bits, RANGES), x.shape, bits)
+
+
 @BITS
 @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (33, 31), (64, 96)])
 def test_numbers_are_the_nearest_of_their_scale(bits, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    stored = nearest(x, bits)
+    stored = rounded(x, bits)
     scale = stored.scales.float().repeat_interleave(GROUP)[: x.numel()].view(shape)
     best = (x / scale).round().clamp(-LEVELS[bits], LEVELS[bits]) * scale
     assert torch.equal(stored.read(), best)
-    assert not nearest(torch.zeros(shape), bits).read().any()
+    assert not rounded(torch.zeros(shape), bits).read().any()
 
 
 def test_a_clipped_range_is_taken_where_it_is_better():
     x = torch.full((1, GROUP), 0.5)
     x[0, 0] = 1.0
     plain = (x * 7).round() / 7
-    assert (nearest(x, 4).read() - x).square().sum() < (plain - x).square().sum()
+    assert (rounded(x, 4).read() - x).square().sum() < (plain - x).square().sum()
 
 
 @BITS

@@ -23,6 +23,7 @@ SIZES = Architecture(
     rank=60,
     state_size=4,
 )
+KEY = "model.layers.0.attention.o_proj.weight"
 SHAPES = [(1, 1), (5, 7), (32, 4), (33, 31), (257, 129)]
 BOTH = pytest.mark.parametrize("compiled", [True, False])
 
@@ -139,7 +140,7 @@ def test_updates_reach_what_is_stored(name, bits):
 
 
 @pytest.mark.parametrize(("weights", "states"), [(4, 4), (8, 32)])
-def test_a_run_resumes_exactly_and_its_folder_is_whole(tmp_path, weights, states):
+def test_a_runs_folder_is_whole(tmp_path, weights, states):
     from i3lm.training.config import TrainConfig
     from i3lm.training.run import train
 
@@ -153,17 +154,77 @@ def test_a_run_resumes_exactly_and_its_folder_is_whole(tmp_path, weights, states
         )  # fmt: skip
 
     train(config("straight", 6))
-    train(config("halves", 3))
-    train(config("halves", 6), resume=True)
-    for name in ("model", "optimizer"):
-        files = [tmp_path / run / f"checkpoints/step-00000006/{name}.safetensors"
-                 for run in ("straight", "halves")]  # fmt: skip
-        if name == "model":  # the schedule of 3 steps ended at a rate of zero: only shapes agree
-            assert files[0].stat().st_size == files[1].stat().st_size
     loaded = load_folder(tmp_path / "straight")
     assert all(p.numel() and p.isfinite().all() for p in loaded.network.parameters())
     saved = json.loads((tmp_path / "straight" / "run.json").read_text())
     assert saved["weight_bits"] == weights
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantization_aware_training_sees_the_rounded_and_updates_the_master(bits):
+    net, twin, free = network(), network(), network()
+    for name, p in net.named_parameters():  # branches that are not silent
+        torch.nn.init.normal_(p, std=0.1)
+        twin.get_parameter(name).data.copy_(p)
+    net.model.store(bits, seed=1, master=True)
+    free.load_state_dict(twin.state_dict())
+    twin.load_state_dict(whole(net))
+    assert not torch.equal(whole(net)[KEY], free.get_parameter(KEY))
+    tokens = torch.arange(32).view(2, 16)
+    for model in (net, twin):
+        model.loss(tokens, tokens).backward()
+    for (name, mine), other in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(mine.grad, other.grad, atol=1e-5), name
+        free.get_parameter(name).grad = mine.grad.clone()
+    for model in (net, free):
+        make_optimizer("adamw", model.named_parameters(), None, 32).step(1e-4)
+    for name, master in state_of(net).items():  # no step is lost to the rounding
+        assert torch.equal(master, free.get_parameter(name)), name
+    assert torch.allclose(net(tokens), twin(tokens), atol=0.3)
+
+
+def test_resuming_in_other_bits_is_refused_with_the_reason(tmp_path):
+    import dataclasses
+
+    from i3lm.errors import UserError
+    from i3lm.training.config import TrainConfig
+    from i3lm.training.run import train
+
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of some text, again and again\n" for i in range(400)))
+    config = TrainConfig(
+        out=str(tmp_path / "run"), data=(str(text),), preset="i3-mini", context=32, steps=2,
+        vocab_size=400, batch_tokens=64, weight_bits=8, state_bits=4,
+    )  # fmt: skip
+    train(config)
+    for change, words in (
+        ({"weight_bits": 32}, "--weight-bits"),
+        ({"state_bits": 8}, "--state-bits"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(dataclasses.replace(config, steps=4, **dict([change])), resume=True)
+    assert train(dataclasses.replace(config, steps=4), resume=True).figures["steps"] == 4
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantization_aware_run_quantizes_without_loss(tmp_path, bits):
+    from i3lm.quantizing import quantize
+    from i3lm.training.config import TrainConfig
+    from i3lm.training.run import train
+
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i} of some text, again and again\n" for i in range(400)))
+    run = tmp_path / "run"
+    config = TrainConfig(
+        out=str(run), data=(str(text),), preset="i3-mini", context=32, steps=4,
+        vocab_size=400, batch_tokens=64, qat_bits=bits,
+    )  # fmt: skip
+    train(config)
+    quantize(run, tmp_path / "small", bits)
+    before, after = load_folder(run).network, load_folder(tmp_path / "small").network
+    for layer, other in zip(before.model.layers, after.model.layers, strict=True):
+        for (name, p), q in zip(layer.named_parameters(), other.parameters(), strict=True):
+            assert torch.allclose(p, q, rtol=0.01, atol=1e-7), name
 
 
 def test_state_of_a_plain_network_is_its_state_dict():

@@ -18,6 +18,7 @@ PRODUCTS_BYTES = 44_000_000
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
 MUON_NUMBERS = 1 << 20  # as `optim.muon.BATCH_NUMBERS`
 STORED_SCALE_BYTES = 2 / 32  # of a number in stored weights
+ROUNDING_BYTES = 24  # of room for a number of a matrix that is rounded to the nearest
 SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
 STATES = {"muon": (1, 2), "adamw": (2, 2), "lion": (1, 1)}  # a matrix's, another parameter's
 
@@ -39,6 +40,7 @@ class Choice:
     state_bits: int = 32
     low_bytes: int = 2  # of an operand of the products: 2 for bf16, 4 for fp32
     weight_bits: int = 32  # of the layers' matrices
+    rounded: bool = False  # float32 matrices that are seen in few bits
 
     @property
     def tokens(self) -> int:
@@ -87,10 +89,13 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
 
 def _weights(sizes: Architecture, choice: Choice) -> int:
     layers = sizes.matrix_parameters - sizes.rank * sizes.hidden_size
+    held = 4 * layers // sizes.num_hidden_layers  # one layer's, in float32
+    if choice.rounded:
+        largest = max(sizes.hidden_size, 4 * sizes.rank) * sizes.hidden_size
+        return 4 * sizes.parameters + held + ROUNDING_BYTES * largest
     if choice.weight_bits == 32:
         return 4 * sizes.parameters
     width = choice.weight_bits / 8 + STORED_SCALE_BYTES
-    held = 4 * layers // sizes.num_hidden_layers  # one layer's, in float32
     return 4 * (sizes.parameters - layers) + round(width * layers) + held
 
 
@@ -130,6 +135,7 @@ class Wanted:
     gradient_checkpointing: str | None = None
     state_bits: int | None = None
     weight_bits: int = 32
+    rounded: bool = False
 
 
 def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
@@ -166,4 +172,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             bits,
             wanted.low_bytes,
             wanted.weight_bits,
+            wanted.rounded,
         )

@@ -3,14 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
-from i3lm.model.stored_i3 import GROUP, LEVELS, stored_names
+from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
 
 # Shares of a group's largest number that are tried as its range: clipping it may cost less than
 # coarser steps for all others.
@@ -36,9 +33,11 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
     if loaded.weight_bits != 32:
         raise UserError(f"{model} is in {loaded.weight_bits} bits already; quantize its original")
     wanted = {path: getattr(module, name) for module, name, path in stored_names(loaded.network)}
-    stored, lost, whole = {}, 0.0, 0.0
+    stored: dict[str, StoredMatrix] = {}
+    lost = whole = 0.0
     for path, matrix in wanted.items():
-        stored[path] = nearest(matrix.detach(), bits)
+        codes = nearest(matrix.detach(), bits, RANGES)
+        stored[path] = StoredMatrix(*codes, matrix.shape, bits)
         lost += float((stored[path].read() - matrix.detach()).square().sum())
         whole += float(matrix.detach().square().sum())
     save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
@@ -63,24 +62,3 @@ def _card(model: Path, out: Path, bits: int) -> None:
         f"\nMatrices of {bits} bits a number (`i3lm quantize`); the figures are the original's.\n"
     )
     write_atomic(out / "README.md", f"{before}{line if found else ''}{found}{after}".encode())
-
-
-def nearest(x: Tensor, bits: int) -> StoredMatrix:
-    """Return a float32 matrix in `bits` bits: of RANGES the best for each group, rounded to it."""
-    levels = LEVELS[bits]
-    flat = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
-    most = flat.abs().amax(1, keepdim=True)
-    best_error = torch.full_like(most, torch.inf)
-    best_scales, best_codes = torch.zeros_like(most), torch.zeros_like(flat)
-    for share in RANGES:
-        scales = (most * share / levels).bfloat16().float()
-        codes = torch.where(scales > 0, flat / scales, 0).round().clamp(-levels, levels)
-        error = (codes * scales - flat).square().sum(1, keepdim=True)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scales = torch.where(better, scales, best_scales)
-        best_codes = torch.where(better, codes, best_codes)
-    codes = (best_codes + levels).to(torch.uint8)
-    if bits == 4:
-        codes = codes[:, : GROUP // 2] | codes[:, GROUP // 2 :] << 4
-    return StoredMatrix(codes.flatten(), best_scales.flatten().bfloat16(), x.shape, bits)

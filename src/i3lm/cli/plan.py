@@ -18,6 +18,7 @@ from i3lm.cli.common import json_option, write_json
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
 @click.option("--state-bits", type=int, help="32, 8 or 4.  [default: chosen]")
 @click.option("--weight-bits", type=int, help="32, 8 or 4.  [default: 32]")
+@click.option("--qat-bits", type=int, help="8 or 4: float32 matrices that are seen rounded.")
 @click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
 @json_option
 def command(as_json: bool, memory: str | None, **flags: Any) -> None:

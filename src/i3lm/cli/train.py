@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 @click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
 @click.option("--state-bits", type=int, help="Of the optimizer's states: 32, 8 or 4.")
 @click.option("--weight-bits", type=int, help="Of the layers' matrices: 32, 8 or 4.")
+@click.option(
+    "--qat-bits", type=int,
+    help="8 or 4: keep float32 matrices and run with them rounded, for i3lm quantize later.",
+)  # fmt: skip
 @click.option("--lr", type=float, help="Peak learning rate.  [default: the optimizer's]")
 @click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
 @click.option("--microbatch", type=int, help="Sequences at once: fewer need less memory.")

@@ -70,9 +70,9 @@ class I3Backbone(nn.Module):
         for layer in self.layers:
             layer.checkpointing = mode  # type: ignore[assignment]
 
-    def store(self, bits: int, seed: int) -> None:
+    def store(self, bits: int, seed: int, master: bool = False) -> None:
         """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.model.stored`)."""
-        store(self.layers, bits, seed)
+        store(self.layers, bits, seed, master)
         for layer in self.layers:
             layer.held = held  # type: ignore[assignment]
 

@@ -3,6 +3,9 @@
 Groups of 32 numbers share a bfloat16 scale, x = scale k with whole |k| <= 7 or 127: 4.5 or 8.5
 bits a number. A matrix is float32 only while its layer runs or its update is made; the update is
 rounded at random (`rounding`). There is no master copy: what is stored is the model.
+
+Quantization-aware training is the other way: a float32 master is updated, and its layer runs with
+the master rounded to the nearest, gradients passing straight through. It saves no memory.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from i3lm.model.stored_i3 import GROUP, LEVELS, SMALLEST, numbers_of
+from i3lm.model.stored_i3 import GROUP, LEVELS, SMALLEST, nearest, numbers_of
 from i3lm.native import tensor_call, tensor_library
 from i3lm.rounding import draws
 
@@ -37,13 +40,22 @@ class StoredMatrix:
         stored.write(x, seed)
         return stored
 
-    def read(self) -> Tensor:
-        """Return the matrix in float32."""
+    def exact(self, out: Tensor) -> Tensor:
+        """Return what an update starts from, in float32; `out` is room for it."""
+        return self.read(out)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps, by suffix of the parameter's name."""
+        return {".codes": self.codes, ".scales": self.scales}
+
+    def read(self, out: Tensor | None = None) -> Tensor:
+        """Return the matrix in float32, in `out` where it is given."""
+        x = torch.empty(self.shape) if out is None else out
         if tensor_library() is not None:
-            x = torch.empty(self.shape)
             tensor_call("i3_read_groups", x.numel(), self.bits, self.codes, self.scales, x)
-            return x
-        return numbers_of(self.codes, self.scales.float(), self.shape, self.bits)
+        else:
+            x.copy_(numbers_of(self.codes, self.scales.float(), self.shape, self.bits))
+        return x
 
     def write(self, x: Tensor, seed: int) -> None:
         """Round a contiguous float32 matrix into the codes with draws of `seed`."""
@@ -66,7 +78,57 @@ class StoredMatrix:
         self.scales.copy_(scales)
 
 
-def stored_in(parameter: Tensor) -> StoredMatrix | None:
+@dataclass
+class RoundedMatrix:
+    """A float32 `master`, and what its layer sees of it: its numbers in `bits` bits."""
+
+    master: Tensor
+    bits: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the matrix."""
+        return self.master.shape
+
+    def exact(self, out: Tensor) -> Tensor:
+        """Return what an update starts from, in float32."""
+        return self.master
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps, by suffix of the parameter's name."""
+        return {"": self.master}
+
+    def read(self, out: Tensor | None = None) -> Tensor:
+        """Return the rounded matrix in float32, in `out` where it is given."""
+        return StoredMatrix(*nearest(self.master, self.bits), self.shape, self.bits).read(out)
+
+    def write(self, x: Tensor, seed: int) -> None:
+        """Take the updated master."""
+        if x.data_ptr() != self.master.data_ptr():
+            self.master.copy_(x)
+
+
+class _Rooms:
+    """Room for float32 matrices, used again and again: freed blocks would leave holes in the heap.
+
+    There is as much of it as was in use at once.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[torch.Size, list[Tensor]] = {}
+
+    def take(self, shape: torch.Size) -> Tensor:
+        free = self._free.get(shape)
+        return free.pop() if free else torch.empty(shape)
+
+    def give(self, room: Tensor) -> None:
+        self._free.setdefault(room.shape, []).append(room)
+
+
+_ROOMS = _Rooms()
+
+
+def stored_in(parameter: Tensor) -> StoredMatrix | RoundedMatrix | None:
     """Return what a parameter is stored as; None for a plain one."""
     return getattr(parameter, "stored", None)
 
@@ -77,15 +139,19 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return parameter.shape if matrix is None else matrix.shape
 
 
-def store(layers: Iterable[nn.Module], bits: int, seed: int) -> None:
-    """Keep the matrices of `layers` in `bits` bits from now on, rounded with draws of `seed`."""
+def store(layers: Iterable[nn.Module], bits: int, seed: int, master: bool = False) -> None:
+    """Keep the matrices of `layers` in `bits` bits from now on, rounded with draws of `seed`.
+
+    With `master` they stay in float32 and are only seen in `bits` bits.
+    """
     number = 0
     for layer in layers:
         for parameter in layer.parameters():
             number += 1
             if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
                 rounding = (seed + number * 0x9E3779B1) & 0xFFFFFFFF
-                matrix = StoredMatrix.of(parameter.detach().contiguous(), bits, rounding)
+                x = parameter.detach().contiguous()
+                matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
                 parameter.stored = matrix  # type: ignore[attr-defined]
                 _drop(parameter)
 
@@ -96,26 +162,38 @@ def _drop(parameter: Tensor) -> None:
 
 @contextlib.contextmanager
 def held(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Give stored parameters their numbers within the block."""
+    """Give stored parameters the numbers that their layer sees within the block."""
     mine = [(p, s) for p in parameters if (s := stored_in(p)) is not None and p.numel() == 0]
-    for parameter, matrix in mine:
-        parameter.data = matrix.read()
+    rooms = [_ROOMS.take(matrix.shape) for _, matrix in mine]
+    for (parameter, matrix), room in zip(mine, rooms, strict=True):
+        parameter.data = matrix.read(room)
     try:
         yield
     finally:
-        for parameter, _ in mine:
+        for (parameter, _), room in zip(mine, rooms, strict=True):
             _drop(parameter)
+            _ROOMS.give(room)
 
 
 @contextlib.contextmanager
 def updated(parameters: Sequence[Tensor], seeds: Sequence[int]) -> Iterator[None]:
     """Give stored parameters their numbers within the block, and keep what they are at its end."""
-    with held(parameters):
+    mine = [
+        (p, s, seed)
+        for p, seed in zip(parameters, seeds, strict=True)
+        if (s := stored_in(p)) is not None
+    ]
+    rooms = [_ROOMS.take(matrix.shape) for _, matrix, _ in mine]
+    for (parameter, matrix, _), room in zip(mine, rooms, strict=True):
+        parameter.data = matrix.exact(room)
+    try:
         yield
-        for parameter, seed in zip(parameters, seeds, strict=True):
-            matrix = stored_in(parameter)
-            if matrix is not None:
-                matrix.write(parameter.detach(), seed)
+        for parameter, matrix, seed in mine:
+            matrix.write(parameter.detach(), seed)
+    finally:
+        for (parameter, _, _), room in zip(mine, rooms, strict=True):
+            _drop(parameter)
+            _ROOMS.give(room)
 
 
 def portions(sizes: Sequence[int]) -> Iterator[slice]:
@@ -143,5 +221,5 @@ def state_of(network: nn.Module) -> dict[str, Tensor]:
         if matrix is None:
             tensors[name] = parameter.detach()
         else:
-            tensors |= {f"{name}.codes": matrix.codes, f"{name}.scales": matrix.scales}
+            tensors |= {f"{name}{part}": tensor for part, tensor in matrix.state().items()}
     return tensors

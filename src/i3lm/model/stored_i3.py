@@ -22,6 +22,29 @@ def numbers_of(codes: Tensor, scales: Tensor, shape: torch.Size, bits: int) -> T
     return x.flatten()[: shape.numel()].view(shape)
 
 
+def nearest(x: Tensor, bits: int, shares: tuple[float, ...] = (1.0,)) -> tuple[Tensor, Tensor]:
+    """Return the codes and bfloat16 scales of a float32 matrix, rounded to the nearest.
+
+    `shares` of a group's largest number are tried as its range; the best for the group is taken.
+    """
+    levels = LEVELS[bits]
+    flat = nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
+    most = flat.abs().amax(1, keepdim=True)
+    least = torch.full_like(most, torch.inf)
+    scales, codes = torch.zeros_like(most), torch.zeros_like(flat)
+    for share in shares:
+        scale = (most * share / levels).bfloat16().float()
+        code = torch.where(scale > 0, flat / scale, 0).round_().clamp_(-levels, levels)
+        error = (code * scale - flat).square().sum(1, keepdim=True)
+        better = error < least
+        least = torch.where(better, error, least)
+        scales, codes = torch.where(better, scale, scales), torch.where(better, code, codes)
+    whole = (codes + levels).to(torch.uint8)
+    if bits == 4:
+        whole = whole[:, : GROUP // 2] | whole[:, GROUP // 2 :] << 4
+    return whole.flatten(), scales.flatten().bfloat16()
+
+
 def stored_names(network: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """Return the matrices that are stored: module, name in it, name in the network."""
     return [

@@ -67,6 +67,25 @@ INLINE void tile(int64_t in, const float *weight, const float *bias, const float
         }
     }
 }
+
+/* The same for one stream, which is as fast as the weights come. */
+INLINE void strip(int64_t in, const float *weight, const float *bias, const float *x, float *y, int add) {
+    Lanes sums[4] = {{0}}, v, w;
+    int64_t i = 0;
+    for (; i + LANES <= in; i += LANES) {
+        memcpy(&v, x + i, sizeof v);
+        for (int o = 0; o < 4; o++) {
+            memcpy(&w, weight + o * in + i, sizeof w);
+            sums[o] += w * v;
+        }
+    }
+    Quarter out = sums_of(sums);
+    for (int o = 0; o < 4; o++) {
+        float sum = out[o] + (bias ? bias[o] : 0);
+        for (int64_t j = i; j < in; j++) sum += weight[o * in + j] * x[j];
+        y[o] = (add ? y[o] : 0) + sum;
+    }
+}
 #endif
 
 static inline void row(int64_t in, const float *restrict weight, float start, const float *restrict x, float *y,
@@ -81,19 +100,19 @@ static inline void row(int64_t in, const float *restrict weight, float start, co
 CLONES
 static void rows(int64_t first, int64_t last, int64_t in, const float *weight, const float *bias, int64_t streams,
                  const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
-    int64_t tiled = 0; /* streams */
+    int64_t o = first;
 #if defined(__GNUC__)
-    tiled = streams / 4 * 4;
-    for (int64_t o = first; o + 4 <= last; o += 4)
-        for (int64_t b = 0; b < tiled; b += 4)
-            tile(in, weight + o * in, bias ? bias + o : NULL, x + b * x_stride, x_stride, y + b * y_stride + o,
-                 y_stride, add);
-#endif
-    for (int64_t o = first; o < last; o++) {
-        int64_t done = o < last - (last - first) % 4 ? tiled : 0;
-        for (int64_t b = done; b < streams; b++)
-            row(in, weight + o * in, bias ? bias[o] : 0, x + b * x_stride, y + b * y_stride + o, add);
+    for (; o + 4 <= last; o += 4) {
+        const float *from = weight + o * in, *start = bias ? bias + o : NULL;
+        int64_t b = 0;
+        for (; b + 4 <= streams; b += 4)
+            tile(in, from, start, x + b * x_stride, x_stride, y + b * y_stride + o, y_stride, add);
+        for (; b < streams; b++) strip(in, from, start, x + b * x_stride, y + b * y_stride + o, add);
     }
+#endif
+    for (; o < last; o++)
+        for (int64_t b = 0; b < streams; b++)
+            row(in, weight + o * in, bias ? bias[o] : 0, x + b * x_stride, y + b * y_stride + o, add);
 }
 
 CLONES

@@ -162,5 +162,15 @@ def _require_finite(tensors: dict[str, Tensor]) -> None:
 
 def _require_shapes(folder: Path, state: dict[str, Tensor], network: nn.Module) -> None:
     own = state_of(network)
+    if {_matrix(name) for name in own} == {_matrix(name) for name in state} and own.keys() != (
+        state.keys()
+    ):
+        raise UserError(
+            f"{folder} keeps its weights in other bits; resume with the run's own --weight-bits"
+        )
     if own.keys() != state.keys() or any(own[k].shape != state[k].shape for k in own):
         raise UserError(f"{folder} is of another model than run.json says; restore its run.json")
+
+
+def _matrix(name: str) -> str:
+    return name.removesuffix(".codes").removesuffix(".scales")

@@ -45,6 +45,7 @@ class TrainConfig:
     optimizer: str = "muon"
     state_bits: int | None = None  # of a number in the optimizer's states; None: as memory allows
     weight_bits: int = 32  # of a number in the layers' matrices: 32, or stored in 8 or 4
+    qat_bits: int | None = None  # 8 or 4: matrices stay float32 and are seen in so many bits
     lr: float | None = None  # peak rate of the matrices; None: the optimizer's best
     steps: int | None = None
     time: float | None = None  # seconds of training; None and no steps: 10 minutes
@@ -89,6 +90,10 @@ class TrainConfig:
             raise UserError(f"no optimizer is named {self.optimizer!r}; choose one of {known}")
         if self.weight_bits not in STATE_BITS:
             raise UserError(f"--weight-bits {self.weight_bits} must be 32, 8 or 4")
+        if self.qat_bits not in (None, 8, 4):
+            raise UserError(f"--qat-bits {self.qat_bits} must be 8 or 4")
+        if self.qat_bits and self.weight_bits != 32:
+            raise UserError("--qat-bits keeps float32 weights, --weight-bits does not; choose one")
         if self.state_bits not in (None, *STATE_BITS):
             raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
         if self.documents not in DIVISIONS:

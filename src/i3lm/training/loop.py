@@ -58,10 +58,13 @@ class Trainer:
             lr = find_preset(config.preset).muon_lr
         parameters = network.named_parameters()
         self.optimizer = make_optimizer(config.optimizer, parameters, lr, config.state_bits or 32)
-        if config.weight_bits != 32:
+        few = config.qat_bits or config.weight_bits
+        if few != 32:
             if device.type != "cpu":
-                raise UserError("--weight-bits 8 and 4 are for --device cpu; leave them away")
-            network.model.store(config.weight_bits, config.seed)
+                raise UserError(
+                    "--weight-bits and --qat-bits are for --device cpu; leave them away"
+                )
+            network.model.store(few, config.seed, master=config.qat_bits is not None)
         self.autocast = precision == "bf16"
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))

@@ -8,12 +8,7 @@ from i3lm.errors import UserError
 from i3lm.memory import Choice, Estimate, Wanted, plan
 from i3lm.presets import Architecture
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import (
-    choose_device,
-    choose_precision,
-    resident_bytes,
-    return_freed_memory,
-)
+from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
 from i3lm.units import format_bytes
 
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
@@ -53,17 +48,15 @@ def free_bytes() -> int | None:
 def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
     """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
 
-    The limit is `config.memory`, else most of what is free. Where the user names one, freed memory
-    is given back at once. UserError for a limit that cannot be kept or that the machine has not.
+    The limit is `config.memory`, else most of what is free. UserError for a limit that cannot be
+    kept or that the machine has not.
     """
     total = machine_bytes()
-    if config.memory is not None:
-        if total is not None and config.memory > total:
-            raise UserError(
-                f"--memory {format_bytes(config.memory)} is more than this machine has, "
-                f"{format_bytes(total)}; name less"
-            )
-        return_freed_memory()
+    if config.memory is not None and total is not None and config.memory > total:
+        raise UserError(
+            f"--memory {format_bytes(config.memory)} is more than this machine has, "
+            f"{format_bytes(total)}; name less"
+        )
     runtime = resident_bytes()[0]
     limit = config.memory
     if limit is None:
@@ -79,6 +72,7 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         gradient_checkpointing=config.gradient_checkpointing,
         state_bits=config.state_bits,
         weight_bits=config.weight_bits,
+        rounded=config.qat_bits is not None,
     )
     choice, cost = plan(sizes, wanted, limit, runtime)
     return filled(config, choice), cost
@@ -107,6 +101,7 @@ def preview(settings: dict) -> dict:
         "optimizer",
         "state_bits",
         "weight_bits",
+        "qat_bits",
         "precision",
     )
     return {
