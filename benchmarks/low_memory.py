@@ -36,6 +36,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "4-bit stored weights, 4-bit Lion, full": {
         **LION4, "weight_bits": 4, "gradient_checkpointing": "full",
     },
+    "4-bit AdamW, full, memory returned": {
+        **ADAM4, "gradient_checkpointing": "full", "return_memory": True,
+    },
+    "4-bit stored weights, 4-bit Lion, full, memory returned": {
+        **LION4, "weight_bits": 4, "gradient_checkpointing": "full", "return_memory": True,
+    },
     "8-bit stored weights, 4-bit Lion, selective": {
         **LION4, "weight_bits": 8, "gradient_checkpointing": "selective",
     },
@@ -55,9 +61,11 @@ def measure(way: str, corpus: str, steps: int) -> dict[str, Any]:
 def _ours(settings: dict[str, Any], corpus: str, steps: int) -> list[float]:
     """Return the seconds of each step."""
     from i3lm.model.network import I3Network
-    from i3lm.training.hardware import choose_device, choose_precision
+    from i3lm.training.hardware import choose_device, choose_precision, return_freed_memory
     from i3lm.training.loop import Trainer
 
+    if settings.get("return_memory"):
+        return_freed_memory()
     config = TrainConfig(
         out=corpus, preset=PRESET, batch_tokens=BATCH_TOKENS, steps=1_000_000, **settings
     )

@@ -17,7 +17,7 @@ from i3lm.data import Corpus
 from i3lm.memory import Choice, estimate
 from i3lm.model.network import I3Network
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import choose_device, resident_bytes
+from i3lm.training.hardware import choose_device, resident_bytes, return_freed_memory
 from i3lm.training.loop import Trainer
 
 NAME = "memory"
@@ -34,6 +34,11 @@ GRID = {
 def grid() -> list[dict[str, Any]]:
     """Return the configurations: all of GRID, and some that stand at its edges."""
     rows = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    whole = {"preset": "i3-12m", "context": 256, "optimizer": ("muon", 32), "precision": "fp32"}
+    rows += [
+        {**whole, "microbatch": microbatch, "gradient_checkpointing": mode}
+        for microbatch, mode in ((1, "none"), (4, "none"), (4, "selective"), (1, "full"))
+    ]
     edge = {"preset": "i3-22m", "context": 256, "gradient_checkpointing": "selective"}
     rows += [{**edge, "microbatch": 1, "optimizer": ("lion", bits)} for bits in (32, 8, 4)]
     rows += [{**edge, "microbatch": 2, "optimizer": ("muon", 8), "precision": "fp32"}]
@@ -43,11 +48,21 @@ def grid() -> list[dict[str, Any]]:
         for preset in ("i3-12m", "i3-22m")
         for bits in (8, 4)
     ]
+    tight = {"context": 256, "microbatch": 1, "optimizer": ("adamw", 4), "return_memory": True}
+    rows += [
+        {**tight, "preset": preset, "gradient_checkpointing": mode, "weight_bits": bits}
+        for preset in ("i3-small", "i3-12m")
+        for mode in ("selective", "full")
+        for bits in (32, 4)
+    ]
     return rows
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
     """Take a few steps in this process; return its peak and the estimate, in bytes."""
+    back = row.get("return_memory", False)
+    if back:
+        return_freed_memory()
     runtime = resident_bytes()[0]
     optimizer, bits = row["optimizer"]
     precision = row.get("precision", "bf16")
@@ -71,7 +86,8 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     low = 2 if precision == "bf16" else 4
     mode = row["gradient_checkpointing"]
     choice = Choice(
-        row["microbatch"], row["context"], mode, optimizer, bits, low, config.weight_bits
+        *(row["microbatch"], row["context"], mode, optimizer, bits, low, config.weight_bits),
+        return_memory=back,
     )
     return {
         "predicted_bytes": estimate(sizes, choice, runtime).total,
@@ -120,7 +136,8 @@ def main() -> None:
             [
                 f"{r['preset']} T={r['context']} x{r['microbatch']} {r['gradient_checkpointing']} "
                 f"{r['optimizer'][0]} {r['optimizer'][1]} {r.get('precision', 'bf16')}"
-                f"{' weights ' + str(r['weight_bits']) if 'weight_bits' in r else ''}",
+                f"{' weights ' + str(r['weight_bits']) if 'weight_bits' in r else ''}"
+                f"{' returned' if r.get('return_memory') else ''}",
                 f"{r['peak_bytes'] / 1e6:.0f}",
                 f"{r['predicted_bytes'] / 1e6:.0f}",
                 f"{r['ratio']:.2f}",

@@ -202,7 +202,7 @@ def test_resuming_in_other_bits_is_refused_with_the_reason(tmp_path):
         ({"state_bits": 8}, "--state-bits"),
     ):
         with pytest.raises(UserError, match=words):
-            train(dataclasses.replace(config, steps=4, **dict([change])), resume=True)
+            train(dataclasses.replace(config, steps=4, **change), resume=True)
     assert train(dataclasses.replace(config, steps=4), resume=True).figures["steps"] == 4
 
 

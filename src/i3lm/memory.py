@@ -23,10 +23,21 @@ SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
 STATES = {"muon": (1, 2), "adamw": (2, 2), "lion": (1, 1)}  # a matrix's, another parameter's
 
 # Share of the full speed that is left, measured for i3-12m on two cores (docs/memory.md).
-CHECKPOINTING_SPEED = {"none": 1.0, "selective": 0.95, "full": 0.82}
+CHECKPOINTING_SPEED = {"none": 1.0, "selective": 0.95, "full": 0.86}
+FILLED_POWER = 0.13  # of the speed in the share of FULL_SPEED_TOKENS that a microbatch has
+RETURNING_SPEED = 0.5  # every page that comes back has to be cleared first
 # Fewer bits are slower by nothing to speak of; they come after what only costs time up to this.
 STATE_BITS_WORTH = {32: 1.0, 8: 0.97, 4: 0.9}
 FULL_SPEED_TOKENS = 1024  # of a microbatch: more is no faster
+
+
+def _holes(choice: "Choice") -> float:
+    """What the heap keeps of freed activations, as a share of them: measured (docs/memory.md)."""
+    if choice.return_memory:
+        return 0.0
+    if choice.low_bytes == 2:
+        return 0.42
+    return 0.35 if choice.gradient_checkpointing == "none" else 1.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Choice:
     low_bytes: int = 2  # of an operand of the products: 2 for bf16, 4 for fp32
     weight_bits: int = 32  # of the layers' matrices
     rounded: bool = False  # float32 matrices that are seen in few bits
+    return_memory: bool = False  # freed memory goes back to the system at once
 
     @property
     def tokens(self) -> int:
@@ -51,7 +63,8 @@ class Choice:
     def worth(self) -> float:
         """Estimated share of the full speed, with a discount for fewer bits."""
         fill = min(1.0, self.tokens / FULL_SPEED_TOKENS)
-        speed = CHECKPOINTING_SPEED[self.gradient_checkpointing] * fill**0.1
+        speed = CHECKPOINTING_SPEED[self.gradient_checkpointing] * fill**FILLED_POWER
+        speed *= RETURNING_SPEED if self.return_memory else 1.0
         return speed * STATE_BITS_WORTH[self.state_bits]
 
 
@@ -76,6 +89,7 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     total = sizes.parameters
     per_matrix, per_other = STATES[choice.optimizer]
     matrices = sizes.matrix_parameters
+    activations = round(_activations(sizes, choice) * (1 + _holes(choice)))
     numbers = per_matrix * matrices + per_other * (total - matrices)
     width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
     return Estimate(
@@ -83,7 +97,7 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
         weights=_weights(sizes, choice),
         gradients=4 * total,
         states=round(numbers * width),
-        activations=max(_activations(sizes, choice), _optimizer_room(sizes, choice)),
+        activations=max(activations, _optimizer_room(sizes, choice)),
     )
 
 
@@ -136,6 +150,7 @@ class Wanted:
     state_bits: int | None = None
     weight_bits: int = 32
     rounded: bool = False
+    return_memory: bool | None = None
 
 
 def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
@@ -162,7 +177,8 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
         [wanted.gradient_checkpointing] if wanted.gradient_checkpointing else [*CHECKPOINTING_SPEED]
     )
     widths = [wanted.state_bits] if wanted.state_bits else [*STATE_BITS_WORTH]
-    for microbatch, mode, bits in itertools.product(microbatches, modes, widths):
+    returns = [False, True] if wanted.return_memory is None else [wanted.return_memory]
+    for microbatch, mode, bits, back in itertools.product(microbatches, modes, widths, returns):
         together = min(microbatch, wanted.sequences)
         yield Choice(
             together,
@@ -173,4 +189,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             wanted.low_bytes,
             wanted.weight_bits,
             wanted.rounded,
+            back,
         )

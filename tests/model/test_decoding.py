@@ -7,6 +7,7 @@ from torch import nn
 from i3lm.generation import Decoder
 from i3lm.model import COMPILED
 from i3lm.model.decoding import CompiledStep
+from i3lm.model.fused import Factors, parts_of
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiler built the C ke
 
 
 def random_network(**sizes) -> I3Network:
+    """Its factors are bfloat16 numbers, so that the compiled step has nothing to round."""
     torch.manual_seed(5)
     config = {
         "vocab_size": 50,
@@ -29,6 +31,13 @@ def random_network(**sizes) -> I3Network:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        for layer in network.model.layers:
+            parts = parts_of(layer)
+            for name in Factors._fields:
+                factor = getattr(parts, name)
+                factor.copy_(factor.bfloat16())
+        for factor in (network.lm_head.A, network.lm_head.B):
+            factor.copy_(factor.bfloat16())
     return network
 
 
@@ -52,6 +61,20 @@ def test_it_is_the_networks_step(streams, threads, sizes):
             assert torch.allclose(x, y, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="24 positions"):
         step(ids[:, 0], mine)
+
+
+@torch.inference_mode()
+def test_rounded_factors_change_logits_by_a_rounding_alone():
+    network = random_network()
+    for parameter in network.parameters():
+        parameter.mul_(1 + torch.rand_like(parameter) / 100)
+    step, states, truth = CompiledStep(network), network.new_states(), network.new_states()
+    ids = torch.arange(12)[None]
+    for each in (states, truth):
+        network(ids, each)
+    got, expected = step(ids[:, 3], states), network(ids[:, 3:4], truth)[:, 0]
+    assert not torch.equal(got, expected)
+    assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_it_stands_for_plain_float32_networks_only():

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
     help="none, selective or full: compute activations twice.  [default: as memory allows]",
 )  # fmt: skip
 @click.option("--memory", metavar="SIZE", help="The most the process may take: 400MB, 1.5GB.")
+@click.option(
+    "--return-memory/--keep-memory", default=None,
+    help="Give freed memory back at once: it takes less, half as fast.  [default: for --memory]",
+)  # fmt: skip
 @click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
 @click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time.  [default: 1m]")
 @click.option("--eval-every", metavar="EVERY", help="Steps, or a time.  [default: ten times a run]")
@@ -102,7 +106,8 @@ def _config(resume: str | None, flags: dict[str, Any]) -> "TrainConfig":
         raise UserError("--resume goes on in its own folder; leave --out away")
     config = TrainConfig.load(Path(resume))
     if "memory" in flags:  # what costs only time is planned anew
-        config = dataclasses.replace(config, microbatch=None, gradient_checkpointing=None)
+        planned = ("microbatch", "gradient_checkpointing", "return_memory")
+        config = dataclasses.replace(config, **dict.fromkeys(planned))
     return dataclasses.replace(config, **flags, out=resume)
 
 

@@ -22,18 +22,28 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
+def _narrowed(parts: fused.Parts) -> fused.Parts:
+    names = fused.Factors._fields
+    return parts._replace(**{name: getattr(parts, name).detach().bfloat16() for name in names})
+
+
 class CompiledStep:
-    """The step of a network whose weights stay as they are. Keeps the network's tensors alive."""
+    """The step of a network whose weights stay as they are. Keeps the network's tensors alive.
+
+    It reads the factors of a layer and of the head in bfloat16, as training multiplies them: half
+    of the bytes, and the bytes decide. All else, and every sum, is float32.
+    """
 
     def __init__(self, network: I3Network) -> None:
         self.network = network
         model, head, self.config = network.model, network.lm_head, network.config
         self.classes = used_rows(self.config)
         with torch.no_grad():
-            self._layers = [fused.parts_of(layer) for layer in model.layers]
+            self._layers = [_narrowed(fused.parts_of(layer)) for layer in model.layers]
         self._outer: tuple[Tensor, ...] = (
             *(model.embed_tokens.weight, model.embed_positions.weight),
-            *(model.norm.weight, model.norm.bias, head.A, head.B, head.bias),  # type: ignore[assignment]
+            *(model.norm.weight, model.norm.bias),
+            *(head.A.bfloat16(), head.B.bfloat16(), head.bias),  # type: ignore[assignment]
         )
         self._outer_addresses = (ctypes.c_void_p * len(self._outer))(*_addresses(self._outer))
         self._layer_addresses = [_addresses(parts) for parts in self._layers]

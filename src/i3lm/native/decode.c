@@ -1,5 +1,6 @@
 /* One position of i3 for a few streams at once, float32: what generation repeats for each token. All layers run in one
- * parallel region, so that a step is a single call. The definition is in model/layers_i3.py. */
+ * parallel region, so that a step is a single call. The large matrices are read in bfloat16: a step is as fast as they
+ * come from memory. The definition is in model/layers_i3.py. */
 
 #include <math.h>
 #ifdef _OPENMP
@@ -28,8 +29,18 @@ typedef float Lanes __attribute__((vector_size(64)));
 typedef float Half __attribute__((vector_size(32)));
 typedef float Quarter __attribute__((vector_size(16)));
 typedef int Order __attribute__((vector_size(16)));
+typedef uint32_t Wide __attribute__((vector_size(64)));
+typedef uint16_t Narrow __attribute__((vector_size(32)));
 #define LANES 16
+#define SHORT 128 /* numbers of a row */
 #define INLINE static inline __attribute__((always_inline))
+
+INLINE void widen(const uint16_t *x, Lanes *to) {
+    Narrow narrow;
+    memcpy(&narrow, x, sizeof narrow);
+    Wide bits = __builtin_convertvector(narrow, Wide) << 16;
+    memcpy(to, &bits, sizeof bits);
+}
 
 INLINE Quarter folded(const Lanes *v) {
     union { Lanes whole; Half parts[2]; } a = {*v};
@@ -47,12 +58,12 @@ INLINE Quarter sums_of(const Lanes *v) {
 }
 
 /* `rows` for 4 rows and 4 streams: all sums stay in registers, and a number that is read serves four of them. */
-INLINE void tile(int64_t in, const float *weight, const float *bias, const float *x, int64_t x_stride, float *y,
+INLINE void tile(int64_t in, const uint16_t *weight, const float *bias, const float *x, int64_t x_stride, float *y,
                  int64_t y_stride, int add) {
     Lanes sums[4][4] = {{{0}}}, v, w[4];
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES) {
-        for (int o = 0; o < 4; o++) memcpy(&w[o], weight + o * in + i, sizeof v);
+        for (int o = 0; o < 4; o++) widen(weight + o * in + i, &w[o]);
         for (int b = 0; b < 4; b++) {
             memcpy(&v, x + b * x_stride + i, sizeof v);
             for (int o = 0; o < 4; o++) sums[b][o] += w[o] * v;
@@ -62,57 +73,81 @@ INLINE void tile(int64_t in, const float *weight, const float *bias, const float
         Quarter out = sums_of(sums[b]);
         for (int o = 0; o < 4; o++) {
             float sum = out[o] + (bias ? bias[o] : 0), *to = y + b * y_stride + o;
-            for (int64_t j = i; j < in; j++) sum += weight[o * in + j] * x[b * x_stride + j];
+            for (int64_t j = i; j < in; j++) sum += load_bf16(weight[o * in + j]) * x[b * x_stride + j];
             *to = (add ? *to : 0) + sum;
         }
     }
 }
 
-/* The same for one stream, which is as fast as the weights come. */
-INLINE void strip(int64_t in, const float *weight, const float *bias, const float *x, float *y, int add) {
-    Lanes sums[4] = {{0}}, v, w;
+/* Pairs of lanes of two vectors, added: level by level sixteen vectors become one of their sixteen sums. */
+#define ADDED(a, b, low, high) (__builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high))
+
+/* Sixteen short rows for one stream: a row's own sum would cost more than its products. */
+INLINE void strip(int64_t in, const uint16_t *weight, const float *bias, const float *x, float *y, int add) {
+    const Wide even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    const Wide odd = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+    Lanes s[LANES] = {{0}}, v, w;
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES) {
         memcpy(&v, x + i, sizeof v);
-        for (int o = 0; o < 4; o++) {
-            memcpy(&w, weight + o * in + i, sizeof w);
-            sums[o] += w * v;
+#pragma GCC unroll 16
+        for (int o = 0; o < LANES; o++) {
+            widen(weight + o * in + i, &w);
+            s[o] += w * v;
         }
     }
-    Quarter out = sums_of(sums);
-    for (int o = 0; o < 4; o++) {
-        float sum = out[o] + (bias ? bias[o] : 0);
-        for (int64_t j = i; j < in; j++) sum += weight[o * in + j] * x[j];
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int o = 0; o < half; o++) s[o] = ADDED(s[2 * o], s[2 * o + 1], even, odd);
+    for (int o = 0; o < LANES; o++) {
+        float sum = s[0][o] + (bias ? bias[o] : 0);
+        for (int64_t j = i; j < in; j++) sum += load_bf16(weight[o * in + j]) * x[j];
         y[o] = (add ? y[o] : 0) + sum;
     }
 }
 #endif
 
-static inline void row(int64_t in, const float *restrict weight, float start, const float *restrict x, float *y,
+/* u <- u + A s for (streams, n), in float32: states go through A again and again. */
+CLONES
+static void advance(int64_t n, const float *restrict a, int64_t streams, const float *restrict s, float *restrict u) {
+    for (int64_t b = 0; b < streams; b++)
+        for (int64_t o = 0; o < n; o++) {
+            float sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < n; i++) sum += a[o * n + i] * s[b * n + i];
+            u[b * n + o] += sum;
+        }
+}
+
+static inline void row(int64_t in, const uint16_t *restrict weight, float start, const float *restrict x, float *y,
                        int add) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < in; i++) sum += weight[i] * x[i];
+    for (int64_t i = 0; i < in; i++) sum += load_bf16(weight[i]) * x[i];
     *y = (add ? *y : 0) + start + sum;
 }
 
 /* y[b][o] (+)= weight[o] . x[b] + bias[o] for the rows first <= o < last of weight. */
 CLONES
-static void rows(int64_t first, int64_t last, int64_t in, const float *weight, const float *bias, int64_t streams,
+static void rows(int64_t first, int64_t last, int64_t in, const void *matrix, const float *bias, int64_t streams,
                  const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
-    int64_t o = first;
+    const uint16_t *weight = matrix;
+    int64_t tiled = 0; /* streams */
 #if defined(__GNUC__)
-    for (; o + 4 <= last; o += 4) {
-        const float *from = weight + o * in, *start = bias ? bias + o : NULL;
-        int64_t b = 0;
-        for (; b + 4 <= streams; b += 4)
-            tile(in, from, start, x + b * x_stride, x_stride, y + b * y_stride + o, y_stride, add);
-        for (; b < streams; b++) strip(in, from, start, x + b * x_stride, y + b * y_stride + o, add);
-    }
+    for (; streams == 1 && in <= SHORT && first + LANES <= last; first += LANES)
+        strip(in, weight + first * in, bias ? bias + first : NULL, x, y + first, add);
+    tiled = streams / 4 * 4;
+    for (int64_t o = first; o + 4 <= last; o += 4)
+        for (int64_t b = 0; b < tiled; b += 4)
+            tile(in, weight + o * in, bias ? bias + o : NULL, x + b * x_stride, x_stride, y + b * y_stride + o,
+                 y_stride, add);
 #endif
-    for (; o < last; o++)
-        for (int64_t b = 0; b < streams; b++)
+    for (int64_t o = first; o < last; o++) {
+        int64_t done = o < last - (last - first) % 4 ? tiled : 0;
+        for (int64_t b = done; b < streams; b++)
             row(in, weight + o * in, bias ? bias[o] : 0, x + b * x_stride, y + b * y_stride + o, add);
+    }
 }
 
 CLONES
@@ -181,7 +216,7 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
     int64_t b, width = z->width, rank = z->rank, size = width / z->heads, at = z->position;
     norm(z->streams, width, r->x, t[GAIN1], t[SHIFT1], eps, n);
     rows(0, z->states, width, t[B], NULL, z->streams, n, width, state, z->states, 0);
-    rows(0, z->states, z->states, t[A], NULL, z->streams, t[S], z->states, state, z->states, 1);
+    advance(z->states, t[A], z->streams, t[S], state);
     WAIT /* all have read the norm's input and the old states */
     {
         PART(width);
@@ -244,7 +279,8 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
     WAIT
 }
 
-/* tokens: (streams); layers: (layers, LAYER_TENSORS) addresses; network: NETWORK_TENSORS addresses.
+/* tokens: (streams); layers: (layers, LAYER_TENSORS) addresses; network: NETWORK_TENSORS addresses. Bfloat16 are all
+ * matrices of a layer but A, and HEAD_A and HEAD_B; all else is float32.
  * h (streams, width), s (streams, states), keys and values (streams, heads, capacity, size) are updated.
  * logits: (streams, classes). Returns 1 when scratch memory is not to be had. */
 int i3_decode(int64_t streams, int64_t layers, int64_t width, int64_t heads, int64_t rank, int64_t states,

@@ -59,6 +59,7 @@ class TrainConfig:
     precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
     gradient_checkpointing: str | None = None  # None: as memory allows
     memory: int | None = None  # bytes that the process may take; None: what is free
+    return_memory: bool | None = None  # once it is free; half as fast. None: as memory asks
     text_column: str | None = None
     split: str = "train"
     documents: Division = "auto"

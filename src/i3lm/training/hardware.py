@@ -1,5 +1,6 @@
 """What this machine does best, and what the process uses."""
 
+import ctypes
 import sys
 import time
 
@@ -57,3 +58,22 @@ def resident_bytes() -> tuple[int, int]:
         return 0, 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak, peak  # macOS reports bytes
+
+
+# glibc's parameters of mallopt(3): above this size blocks have pages of their own, and the heap's
+# free end is given back beyond this.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 1 << 16), (-1, 1 << 17)
+
+
+def return_freed_memory() -> None:
+    """Let freed tensors go back to the system at once, where its C library can be told to.
+
+    Else the heap keeps the holes that activations leave, 20 to 130 MB for i3-12m. It costs half of
+    the speed: every page that is taken again is cleared first.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        for parameter, size in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            mallopt(parameter, size)

@@ -8,7 +8,12 @@ from i3lm.errors import UserError
 from i3lm.memory import Choice, Estimate, Wanted, plan
 from i3lm.presets import Architecture
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
+from i3lm.training.hardware import (
+    choose_device,
+    choose_precision,
+    resident_bytes,
+    return_freed_memory,
+)
 from i3lm.units import format_bytes
 
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
@@ -73,8 +78,11 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         state_bits=config.state_bits,
         weight_bits=config.weight_bits,
         rounded=config.qat_bits is not None,
+        return_memory=config.return_memory,
     )
     choice, cost = plan(sizes, wanted, limit, runtime)
+    if choice.return_memory:
+        return_freed_memory()
     return filled(config, choice), cost
 
 
@@ -85,6 +93,7 @@ def filled(config: TrainConfig, choice: Choice) -> TrainConfig:
         microbatch=choice.microbatch,
         gradient_checkpointing=choice.gradient_checkpointing,
         state_bits=choice.state_bits,
+        return_memory=choice.return_memory,
     )
 
 
@@ -103,6 +112,7 @@ def preview(settings: dict) -> dict:
         "weight_bits",
         "qat_bits",
         "precision",
+        "return_memory",
     )
     return {
         "choice": {name: getattr(config, name) for name in shown},
