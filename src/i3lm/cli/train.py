@@ -106,8 +106,9 @@ def _config(resume: str | None, flags: dict[str, Any]) -> "TrainConfig":
         raise UserError("--resume goes on in its own folder; leave --out away")
     config = TrainConfig.load(Path(resume))
     if "memory" in flags:  # what costs only time is planned anew
-        planned = ("microbatch", "gradient_checkpointing", "return_memory")
-        config = dataclasses.replace(config, **dict.fromkeys(planned))
+        config = dataclasses.replace(
+            config, microbatch=None, gradient_checkpointing=None, return_memory=None
+        )
     return dataclasses.replace(config, **flags, out=resume)
 
 
