@@ -85,7 +85,6 @@ class Preset:
     architecture: Architecture
     tokenizer_size: int
     about: str
-    muon_lr: float | None = None  # where the optimizer's own rate is too high (docs/log.md)
 
 
 PRESETS: dict[str, Preset] = {
@@ -102,7 +101,6 @@ PRESETS: dict[str, Preset] = {
         ),
         1024,
         "the published character-level size; training gives it rows for 1,024 chunks",
-        muon_lr=5e-3,
     ),
     "i3-mini": Preset(
         Architecture(
@@ -115,7 +113,6 @@ PRESETS: dict[str, Preset] = {
         ),
         2048,
         "a few minutes on a laptop: the size of `make demo`",
-        muon_lr=1e-2,
     ),
     "i3-small": Preset(
         Architecture(

@@ -13,7 +13,7 @@ from i3lm.optim.muon import Muon
 # Peak rates of each optimizer: matrices of the layers, embeddings and head, vectors and the rest.
 # Found by the runs in docs/log.md.
 RATES = {
-    "muon": {"matrix": 2e-2, "table": 1e-2, "vector": 1e-2},
+    "muon": {"matrix": 2.5e-3, "table": 2.5e-3, "vector": 1e-2},
     "adamw": {"matrix": 3e-3, "table": 3e-3, "vector": 3e-3},
     "lion": {"matrix": 3e-4, "table": 3e-4, "vector": 3e-4},
 }

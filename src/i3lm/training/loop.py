@@ -14,7 +14,6 @@ from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
-from i3lm.presets import find_preset
 from i3lm.tokenizer import BOS
 from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
@@ -53,11 +52,10 @@ class Trainer:
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
-        lr = config.lr
-        if lr is None and config.optimizer == "muon":
-            lr = find_preset(config.preset).muon_lr
         parameters = network.named_parameters()
-        self.optimizer = make_optimizer(config.optimizer, parameters, lr, config.state_bits or 32)
+        self.optimizer = make_optimizer(
+            config.optimizer, parameters, config.lr, config.state_bits or 32
+        )
         few = config.qat_bits or config.weight_bits
         if few != 32:
             if device.type != "cpu":
