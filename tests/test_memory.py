@@ -162,7 +162,7 @@ def test_a_run_that_takes_more_than_its_limit_gives_up_speed_and_then_stops(tmp_
             with pytest.raises(UserError, match="--resume"):
                 trainer.keep_memory()
     assert list((tmp_path / "checkpoints").iterdir())
-    trainer.metrics.close()
+    trainer.close()
 
 
 def test_every_preset_has_a_plan():

@@ -1,6 +1,7 @@
 """What is compared: i3lm as `i3lm train` runs it, a GPT of equal size, i3 as published.
 
-A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices.
+A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
+takes NAME:RATE,RATE, the second for what AdamW trains.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_fac
 from i3lm.presets import Architecture
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import choose_device, choose_precision
-from i3lm.training.loop import Trainer
+from i3lm.training.loop import Diverged, Trainer
 
 OURS = "i3lm"
 # Peers' rates are the best of the trials in docs/results.md, as many as ours had.
@@ -82,8 +83,9 @@ class Contender:
 def build(
     name: str, corpus: Corpus, preset: str, batch_tokens: int, seed: int, context: int | None
 ) -> Contender:
-    """Return the contender called NAME or NAME:RATE."""
-    kind, _, rate = name.partition(":")
+    """Return the contender called NAME, NAME:RATE or NAME:RATE,RATE."""
+    kind, _, rates = name.partition(":")
+    rate, _, rest = rates.partition(",")
     if kind not in NAMES:
         raise UserError(f"no contender is named {kind!r}; choose of {', '.join(NAMES)}")
     lr = float(rate) if rate else RATES.get(kind)
@@ -104,7 +106,11 @@ def build(
         batch = max(1, batch_tokens // width)
         bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
     assert lr is not None
-    optimizer = _muon(network, lr) if kind == "gpt-muon" else _adamw(network, lr)
+    if kind == "gpt-muon":
+        rest_lr = float(rest) if rest else min(lr / 2, 2e-3)
+        optimizer: Optimizer = _muon(network, lr, rest_lr)
+    else:
+        optimizer = _adamw(network, lr)
     loader = Loader(corpus.train, width, batch, seed)
 
     def steps(budget: Budget) -> Iterator[Progress]:
@@ -126,7 +132,10 @@ def _ours(config: TrainConfig, corpus: Corpus, sizes: Architecture) -> Contender
         while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:
             begin = time.monotonic()
             network.train()
-            trainer.step(share)
+            try:
+                trainer.step(share)
+            except Diverged as error:
+                raise UserError(str(error)) from None
             seconds += time.monotonic() - begin
             tokens = trainer.counters.tokens
             yield Progress(tokens, seconds, budget.progress(tokens, seconds))
@@ -147,15 +156,15 @@ def _adamw(network: nn.Module, lr: float) -> Optimizer:
     return AdamW(groups)
 
 
-def _muon(network: nn.Module, lr: float) -> Optimizer:
-    """Muon on the matrices of the blocks, AdamW at half its rate, at most 2e-3, on the rest."""
+def _muon(network: nn.Module, lr: float, rest_lr: float) -> Optimizer:
+    """Muon on the matrices of the blocks, AdamW on the rest."""
     matrices, rest = _split(network)
     for name, p in matrices:
         if name.endswith("qkv.weight"):
             p.stacked_maps = 3  # type: ignore[attr-defined]
     group = _group(matrices, lr)
     group.weight_decay, group.betas = 0.01, (0.95, 0.0)
-    return Muon(group, [_group(rest, min(lr / 2, 2e-3))])
+    return Muon(group, [_group(rest, rest_lr)])
 
 
 Named = list[tuple[str, Tensor]]

@@ -5,52 +5,26 @@ import errno
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import reload
 
 from i3lm.errors import UserError
-from i3lm.files import sha256_file
-from i3lm.training.checkpoint import list_checkpoints, load_newest
+from i3lm.model.network import I3Network
+from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Trainer
+from i3lm.training.metrics import read_metrics
 from i3lm.training.run import train
-
-CHILD = """
-import sys
-from pathlib import Path
-from i3lm.training.config import TrainConfig
-from i3lm.training.run import train
-train(TrainConfig.load(Path(sys.argv[1])), resume=True)
-"""
 
 
 @pytest.fixture
 def finished(small_config):
     config = small_config(steps=6, checkpoint_every=Every(steps=2))
     return train(config).folder
-
-
-def weights(run: Path) -> str:
-    return sha256_file(list_checkpoints(run)[0] / "model.safetensors")
-
-
-def reload(run: Path):
-    """Load the newest sound checkpoint as a resumed run does."""
-    from i3lm.data import Corpus
-    from i3lm.model.network import I3Network
-
-    config, corpus = TrainConfig.load(run), Corpus.open(run / "data")
-    network = I3Network(config.architecture(len(corpus.tokenizer)))
-    trainer = Trainer(config, corpus, network, "fp32", torch.device("cpu"))
-    trainer.metrics.close()
-    return load_newest(run, trainer.network, trainer.optimizer)
 
 
 def test_any_flipped_or_torn_byte_is_found(finished):
@@ -79,37 +53,6 @@ def _same_json(bad: bytes, good: bytes) -> bool:
         return json.loads(bad) == json.loads(good)
     except ValueError:
         return False
-
-
-def test_the_kill_signal_at_any_instant_loses_nothing(small_config, tmp_path):
-    """Killed again and again with a checkpoint a step, the run ends with a clean run's weights."""
-    settings = {"steps": 60, "checkpoint_every": Every(steps=1)}
-    clean = train(small_config(out=str(tmp_path / "clean"), **settings)).folder
-    run = tmp_path / "killed"
-    config = small_config(out=str(run), **settings)
-
-    def stop(event, row):
-        if event == "step" and row["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    assert train(config, listener=stop).interrupted
-    chance = random.Random(1)
-    kills = 0
-    while kills < 6:
-        before = list_checkpoints(run)[0].name
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(run)], stderr=subprocess.PIPE, text=True
-        )
-        while list_checkpoints(run)[0].name == before and child.poll() is None:
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.05))
-        child.kill()
-        _, errors = child.communicate()
-        assert child.returncode == -signal.SIGKILL, errors
-        reload(run)
-        kills += 1
-    train(TrainConfig.load(run), resume=True)
-    assert weights(run) == weights(clean)
 
 
 def test_a_second_process_is_refused_with_the_pid_of_the_first(finished):
@@ -157,6 +100,90 @@ def test_weights_that_are_not_finite_are_never_saved(finished):
     with pytest.raises(UserError, match="w holds values that are not finite"):
         save_checkpoint(finished, Poisoned(), NoState(), Counters(step=9))
     assert list_checkpoints(finished) == before
+
+
+class Poison:
+    """Spoils a weight after some steps, and keeps what the run says."""
+
+    def __init__(self, monkeypatch, after: set[int], value: float, times: int = 1) -> None:
+        self.after, self.value, self.left = after, value, dict.fromkeys(after, times)
+        self.notes: list[str] = []
+        step = Trainer.step
+
+        def poisoned(trainer, progress):
+            row = step(trainer, progress)
+            if self.left.get(row["step"], 0) > 0:
+                self.left[row["step"]] -= 1
+                with torch.no_grad():
+                    trainer.network.lm_head.bias[7] = value
+            return row
+
+        monkeypatch.setattr(Trainer, "step", poisoned)
+
+    def __call__(self, event, row):
+        if event == "note":
+            self.notes.append(row["text"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e4])
+def test_a_loss_that_explodes_takes_the_run_back(small_config, monkeypatch, value):
+    """At half the rate, saying where; the end is sound and the metrics hold each step once."""
+    poison = Poison(monkeypatch, {5}, value)
+    run = train(
+        small_config(checkpoint_every=Every(steps=2), warmup_steps=2), listener=poison
+    ).folder
+    notes = [note for note in poison.notes if "back to step 4, at half the rate" in note]
+    assert len(notes) == 1
+    assert "at step 5, samples 20 to 23" in notes[0]
+    rows = read_metrics(run / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert all(row["loss"] < 12 for row in rows if "loss" in row)
+    assert any("half the rate" in row.get("note", "") for row in rows)
+    manifest = json.loads((list_checkpoints(run)[0] / "trainer.json").read_text())
+    assert manifest["counters"]["rate_cuts"] == 1
+
+
+def test_a_run_that_explodes_again_and_again_stops_with_a_sound_checkpoint(
+    small_config, monkeypatch
+):
+    config = small_config(checkpoint_every=Every(steps=2))
+    with monkeypatch.context() as patch:
+        poison = Poison(patch, {3}, float("nan"), times=9)
+        with pytest.raises(UserError, match=r"halved 3 times.*--resume .* --lr"):
+            train(config, listener=poison)
+    assert sum("half the rate" in note for note in poison.notes) == 3
+    counters, notes = reload(Path(config.out))
+    assert (counters.step, notes) == (2, [])
+    assert train(TrainConfig.load(Path(config.out)), resume=True).figures["steps"] == 8
+
+
+def test_a_loss_that_explodes_before_any_checkpoint_names_a_lower_rate(small_config, monkeypatch):
+    poison = Poison(monkeypatch, {2}, float("nan"))
+    with pytest.raises(UserError, match="before the first checkpoint; start again with --lr"):
+        train(small_config(), listener=poison)
+
+
+def test_refused_memory_makes_the_microbatch_smaller(small_config, monkeypatch):
+    """torch's allocator fails twice; the losses are those of a run with memory enough."""
+    notes, failures = [], [RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")] * 2
+    real = I3Network.loss
+
+    def loss(network, *args):
+        value = real(network, *args)
+        if failures and args[0].shape[0] > 1:
+            raise failures.pop()
+        return value
+
+    clean = train(small_config(microbatch=4)).folder
+    expected = [row["loss"] for row in read_metrics(clean / "metrics.jsonl") if "loss" in row]
+    monkeypatch.setattr(I3Network, "loss", loss)
+    run = train(
+        small_config(microbatch=4, out=str(clean) + "2"),
+        listener=lambda event, row: notes.append(row["text"]) if event == "note" else None,
+    ).folder
+    assert sum("gives no more memory; it goes on with a microbatch" in note for note in notes) == 2
+    actual = [row["loss"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+    assert actual == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_refused_run_leaves_no_folder(small_config, tmp_path):

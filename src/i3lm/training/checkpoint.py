@@ -36,6 +36,8 @@ class Counters:
     tokens: int = 0
     seconds: float = 0.0  # training time used so far, over all starts
     metrics_bytes: int = 0  # length of metrics.jsonl at this point
+    rate_cuts: int = 0  # how often the rates were halved, after a loss that exploded
+    owes_evaluation: bool = False  # a signal came while this step was evaluated
 
 
 def save_checkpoint(

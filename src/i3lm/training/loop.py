@@ -15,14 +15,17 @@ from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
 from i3lm.tokenizer import BOS
-from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
+from i3lm.training.checkpoint import Counters, list_checkpoints, load_newest, save_checkpoint
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
+from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes
 
 CHECKPOINT_SECONDS = 60.0
 EVALUATIONS = 10  # of a run
+RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
+EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
 MICROBATCH_TOKENS = 1024
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -30,7 +33,11 @@ SIGNALS = [
 
 
 class Interrupted(Exception):
-    """Training was asked to stop; all is saved."""
+    """Training was asked to stop; it stands between two steps."""
+
+
+class Diverged(Exception):
+    """The loss or its gradient is not finite, or the loss has exploded; says which."""
 
 
 class Trainer:
@@ -73,20 +80,23 @@ class Trainer:
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
-        self._began = time.monotonic()
-        self._before = 0.0  # seconds of earlier starts
+        self.stopwatch = Stopwatch()
 
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
         self.counters, notes = load_newest(self.run, self.network, self.optimizer)
         self.metrics.truncate(self.counters.metrics_bytes)
-        self._before = self.counters.seconds
         return notes
+
+    def close(self) -> None:
+        """End what runs beside the training, and close its file."""
+        self.stopwatch.stop()
+        self.metrics.close()
 
     @property
     def seconds(self) -> float:
-        """Training time used so far, over all starts."""
-        return self._before + time.monotonic() - self._began
+        """Training time used so far, over all starts, without stretches of standing still."""
+        return self.stopwatch.seconds
 
     @property
     def progress(self) -> float:
@@ -103,23 +113,32 @@ class Trainer:
 
         A row has `step`, `tokens`, `seconds`, `progress`, `loss` (nats a token), `learning_rate`
         (of the matrices), `gradient_norm`, `tokens_per_second`, `memory` (resident bytes), and
-        `evaluate` and `checkpoint`: whether it is time for these.
-        Raises Interrupted after a first SIGINT, SIGTERM or SIGHUP, when the step is done.
+        `evaluate` and `checkpoint`: whether it is time for these. Where training had to go back to
+        its last checkpoint, or could not have its memory, a row with nothing but `note` says so.
+        Raises Interrupted after a first signal (see `signals`), within a microbatch.
         """
-        self._began = time.monotonic()
+        self.stopwatch.start(self.counters.seconds)
         evaluation = _Clock(self.config.eval_every, self._default_evaluation())
         checkpoint = _Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
         for clock in (evaluation, checkpoint):
             clock.start(self.counters.step, self.seconds)
-        with self._signals():
-            while (progress := self.progress) < 1.0:
+        while (progress := self.progress) < 1.0:
+            try:
                 row = self.step(progress)
-                row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
-                row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
-                yield row
-                if self._stop:
-                    self.save()
-                    raise Interrupted
+            except Diverged as error:
+                yield {"note": self._go_back(str(error))}
+                for clock in (evaluation, checkpoint):
+                    clock.start(self.counters.step, self.seconds)
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                yield {"note": self._take_less("the system gives no more memory")}
+                continue
+            row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
+            row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
+            yield row
+            self.heed_signals()
 
     def _default_evaluation(self) -> Every:
         if self.config.steps:
@@ -133,13 +152,14 @@ class Trainer:
         factor = learning_rate_factor(
             progress, self.counters.step, warmup_steps=self.config.warmup_steps
         )
-        loss = self._accumulate_gradients()
-        norm = clip_gradients(self.network.parameters(), self.config.clip)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise UserError(
-                f"the loss became {loss} at step {self.counters.step}; go on from the last "
-                f"checkpoint at a lower rate: i3lm train --resume {self.run} --lr ..."
-            )
+        factor *= 0.5**self.counters.rate_cuts
+        try:
+            loss = self._accumulate_gradients()
+            norm = clip_gradients(self.network.parameters(), self.config.clip)
+            self._require_sound(loss, norm)
+        except BaseException:
+            self.optimizer.zero_grad()
+            raise
         self.optimizer.step(factor)
         self.optimizer.zero_grad()
         tokens = self.sequences * self.context
@@ -157,25 +177,59 @@ class Trainer:
             "memory": resident_bytes()[0],
         }
 
+    def _require_sound(self, loss: float, norm: float) -> None:
+        step = self.counters.step
+        limit = EXPLODED * math.log(self.network.config.vocab_size)
+        exploded = loss > limit and step >= self.config.warmup_steps
+        if math.isfinite(loss) and math.isfinite(norm) and not exploded:
+            return
+        first = step * self.sequences
+        raise Diverged(
+            f"the loss became {loss:.4g} (gradient norm {norm:.4g}) at step {step}, "
+            f"samples {first} to {first + self.sequences - 1}"
+        )
+
+    def _go_back(self, reason: str) -> str:
+        """Return to the newest sound checkpoint with half the rate; return what was done."""
+        cuts = self.counters.rate_cuts + 1
+        lower = self.optimizer.groups[0].lr * 0.5**cuts
+        if not list_checkpoints(self.run):
+            raise UserError(
+                f"{reason}, before the first checkpoint; start again with --lr {lower:.2g}"
+            )
+        if cuts > RATE_CUTS:
+            raise UserError(
+                f"{reason}, though the rate was halved {RATE_CUTS} times; the newest checkpoint is "
+                f"sound: i3lm train --resume {self.run} --lr {lower:.2g}"
+            )
+        self.counters, notes = load_newest(self.run, self.network, self.optimizer)
+        self.counters.rate_cuts = cuts
+        self.metrics.truncate(self.counters.metrics_bytes)
+        what = f"{reason}; back to step {self.counters.step}, at half the rate"
+        self.metrics.write({"step": self.counters.step, "note": what})
+        return "; ".join([what, *notes])
+
     def keep_memory(self) -> str | None:
         """Where the process took more than its limit, take less from now on; return what was done.
 
-        Half of the microbatch, then full checkpointing: the same steps, in smaller pieces. Raises
-        UserError, with all saved, where nothing is left to give up.
+        Raises UserError, with all saved, where nothing is left to give up.
         """
         limit, peak = self.config.memory, resident_bytes()[1]
         if limit is None or peak <= max(limit, self._peak):
             return None
         self._peak = peak
-        over = f"the process took {format_bytes(peak)} of its {format_bytes(limit)}"
+        return self._take_less(f"the process took {format_bytes(peak)} of {format_bytes(limit)}")
+
+    def _take_less(self, why: str) -> str:
+        """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
         if self.microbatch > 1:
             self.microbatch //= 2
-            return f"{over}; it goes on with a microbatch of {self.microbatch}"
+            return f"{why}; it goes on with a microbatch of {self.microbatch}"
         if self.network.model.checkpointing != "full":
             self.network.model.set_gradient_checkpointing("full")
-            return f"{over}; it goes on with full gradient checkpointing"
+            return f"{why}; it goes on with full gradient checkpointing"
         self.save()
-        raise UserError(f"{over}; go on with more: i3lm train --resume {self.run} --memory ...")
+        raise UserError(f"{why}; go on with more: i3lm train --resume {self.run} --memory ...")
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
@@ -183,6 +237,7 @@ class Trainer:
         count = self.sequences * self.context
         first = self.counters.step * self.sequences
         for begin in range(0, self.sequences, self.microbatch):
+            self.heed_signals()
             size = min(self.microbatch, self.sequences - begin)
             inputs, targets = (
                 torch.from_numpy(rows).to(self.device)
@@ -203,8 +258,13 @@ class Trainer:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
         save_checkpoint(self.run, self.network, self.optimizer, self.counters)
 
+    def heed_signals(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._stop:
+            raise Interrupted
+
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def signals(self) -> Iterator[None]:
         """Turn the first of SIGNALS into a request to stop; a second one acts at once."""
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -220,6 +280,11 @@ class Trainer:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether the system refused memory; torch's allocator says so in a RuntimeError."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 class _Clock:

@@ -95,7 +95,7 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
     torch.manual_seed(config.seed)
     network = I3Network(architecture).to(device)
     trainer = Trainer(config, corpus, network, precision, device)
-    with contextlib.closing(trainer.metrics):
+    with contextlib.closing(trainer), trainer.signals():
         if resume:
             for note in trainer.resume():
                 tell("note", {"text": note})
@@ -124,11 +124,17 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     quick = first_documents(corpus.held_out, QUICK_TOKENS, corpus.tokenizer)
 
     def evaluate() -> None:
-        trainer.network.eval()
+        trainer.counters.owes_evaluation = trainer.progress < 1
+        bits = _bits_per_character(trainer, quick)
+        trainer.counters.owes_evaluation = False
+        if not math.isfinite(bits):  # the next step finds out too, and goes back
+            tell("note", {"text": f"the held-out loss of step {trainer.counters.step} is {bits}"})
+            trainer.network.train()
+            return
         row = {
             "step": trainer.counters.step,
             "seconds": round(trainer.seconds, 3),
-            "held_out_bits_per_character": _bits_per_character(trainer, quick),
+            "held_out_bits_per_character": bits,
             "sample": _sample(trainer, corpus, prompts),
         }
         trainer.network.train()
@@ -146,9 +152,14 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
             return
         tell("checkpoint", {"step": trainer.counters.step})
 
-    interrupted = False
+    final = None
     try:
+        if trainer.counters.owes_evaluation:
+            evaluate()
         for row in trainer.train():
+            if "note" in row:
+                tell("note", {"text": row["note"]})
+                continue
             trainer.metrics.write({k: row[k] for k in row if k not in ("evaluate", "checkpoint")})
             tell("step", row)
             if note := trainer.keep_memory():
@@ -157,16 +168,16 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
                 evaluate()
             if row["checkpoint"] and row["progress"] < 1:
                 save()
-    except Interrupted:
-        interrupted = True
-    else:
+        trainer.save()
         evaluate()
+        final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
+        bits = _bits_per_character(trainer, final)
+    except Interrupted:
+        final = None
         trainer.save()
     figures = _figures(trainer, corpus)
-    if not interrupted:
-        final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
-        trainer.network.eval()
-        figures["held_out_bits_per_character"] = _bits_per_character(trainer, final)
+    if final:
+        figures["held_out_bits_per_character"] = bits
         figures["held_out_characters"] = final.characters
     try:
         save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
@@ -175,8 +186,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
             f"the model cannot be written ({error}); its newest checkpoint is whole: make room, "
             f"then i3lm train --resume {trainer.run}"
         ) from None
-    tell("end", {**figures, "interrupted": interrupted})
-    return TrainResult(trainer.run, figures, interrupted)
+    tell("end", {**figures, "interrupted": final is None})
+    return TrainResult(trainer.run, figures, interrupted=final is None)
 
 
 def _check_folder(run: Path, resume: bool) -> None:
@@ -225,8 +236,15 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
 
 
 def _bits_per_character(trainer: Trainer, text: HeldOut) -> float:
+    """Score the text; raise Interrupted where a signal comes meanwhile."""
+    trainer.network.eval()
     # No more windows at once than in training: evaluation must not need more memory.
-    nats, _ = score_tokens(trainer.network, text.tokens, batch=trainer.microbatch)
+    nats, _ = score_tokens(
+        trainer.network,
+        text.tokens,
+        batch=trainer.microbatch,
+        advance=lambda count: trainer.heed_signals(),
+    )
     return nats / math.log(2) / text.characters
 
 
