@@ -2,6 +2,7 @@
 
 import bisect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from i3lm.errors import UserError
 from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
@@ -56,15 +57,7 @@ class Chat:
         self.messages.append({"role": "user", "content": text})
         pieces: list[str] = []
         try:
-            self.stream = TextStream(
-                self._loaded,
-                self._prompt(),
-                max_new_tokens=self._limit,
-                sampling=self._sampling,
-                generator=self._generator,
-                ends=(EOS, INST),
-                notify=self._notify,
-            )
+            self.stream = self._answer()
             for piece in self.stream:
                 pieces.append(piece)
                 yield piece
@@ -74,6 +67,26 @@ class Chat:
                 self.messages.append({"role": "assistant", "content": content})
             else:
                 self.messages.pop()
+
+    def begin(self, text: str, stop: Sequence[str] = ()) -> TextStream:
+        """Say `text` and return the reply, which stays out of the history."""
+        if not text.strip():
+            raise UserError("the message is empty; say something")
+        self.messages.append({"role": "user", "content": text})
+        self.stream = self._answer(stop)
+        return self.stream
+
+    def _answer(self, stop: Sequence[str] = ()) -> TextStream:
+        return TextStream(
+            self._loaded,
+            self._prompt(),
+            max_new_tokens=self._limit,
+            sampling=self._sampling,
+            generator=self._generator,
+            ends=(EOS, INST),
+            stop=stop,
+            notify=self._notify,
+        )
 
     def _prompt(self) -> list[int]:
         """Return the ids of what fits the window; whole turns fall out, the oldest first."""
@@ -117,6 +130,22 @@ class Chat:
         return [int(i) for i in ids]
 
 
+def open_chat(model: Model, messages: Sequence[Message], **settings: Any) -> tuple[Chat, str]:
+    """Return a chat with all of `messages` but the last, and the last one's text, the user's.
+
+    A first message of the role `system` stays whatever the length. `settings` are those of `Chat`.
+    UserError where roles do not alternate.
+    """
+    history = [*messages]
+    system = history.pop(0)["content"] if history and history[0]["role"] == "system" else None
+    wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(history))]
+    if [message["role"] for message in history] != wanted or len(history) % 2 == 0:
+        raise UserError("after an optional system message user and assistant alternate, user last")
+    talk = Chat(model, system=system, **settings)
+    talk.messages = history[:-1]
+    return talk, history[-1]["content"]
+
+
 def chat(
     model: Model,
     messages: str | Sequence[Message],
@@ -133,14 +162,10 @@ def chat(
     A first message of the role `system` stays whatever the length; the oldest turns give way to the
     window, and `notify` gets a sentence. UserError where roles do not alternate.
     """
-    history = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
-    system = history.pop(0)["content"] if history and history[0]["role"] == "system" else None
-    wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(history))]
-    if [message["role"] for message in history] != wanted or len(history) % 2 == 0:
-        raise UserError("after an optional system message user and assistant alternate, user last")
-    talk = Chat(
+    history = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+    talk, text = open_chat(
         model,
-        system=system,
+        history,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -148,5 +173,4 @@ def chat(
         seed=seed,
         notify=notify,
     )
-    talk.messages = history[:-1]
-    return "".join(talk.reply(history[-1]["content"])).strip()
+    return "".join(talk.reply(text)).strip()

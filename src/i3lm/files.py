@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,26 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` as a whole or not at all, durably."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def read_small(path: str | Path, limit: int = 64 << 20) -> bytes:
+    """Return the bytes of a plain file of at most `limit` bytes.
+
+    ValueError where it is longer or no plain file: a pipe or a device would keep the reader waiting
+    or fill its memory. OSError where it cannot be read.
+    """
+    with open(path, "rb", opener=open_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a plain file")
+        if status.st_size > limit:
+            raise ValueError(f"it is {status.st_size:,} bytes long, more than {limit:,}")
+        return file.read()
+
+
+def open_without_waiting(path: str, flags: int) -> int:
+    """Open a file for `open`; a pipe without a writer does not keep us waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def sync_folder(folder: str | Path) -> None:

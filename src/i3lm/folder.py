@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
 from i3lm.card import model_card
 from i3lm.errors import UserError
-from i3lm.files import write_atomic
+from i3lm.files import read_small, write_atomic
 from i3lm.model.network import I3Network
 from i3lm.model.stored import GROUP, StoredMatrix, stored_in
 from i3lm.model.stored_i3 import store_for_inference
 from i3lm.presets import Architecture
-from i3lm.tensorfile import Deferred, write_tensors
+from i3lm.tensorfile import Deferred, read_tensors, write_tensors
+from i3lm.tensorheader import Header, read_header
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
 CODE = (
@@ -96,7 +95,8 @@ def save_folder(
     tokenizer.save(folder, model_max_length=sizes.max_position_embeddings)
     write_atomic(folder / "generation_config.json", _json(GENERATION))
     write_atomic(folder / "config.json", _json(config))
-    write_tensors(folder / "model.safetensors", state, {"format": "pt"})
+    metadata = {"format": "pt", "i3": json.dumps(dataclasses.asdict(sizes))}
+    write_tensors(folder / "model.safetensors", state, metadata)
     card = model_card(config, sizes.parameters, run)
     write_atomic(folder / "README.md", card.encode())
 
@@ -122,14 +122,16 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         )
     path = folder / "model.safetensors"
     try:
-        state = load_file(path)
+        header = read_header(path)
+        own = header.metadata.get("i3")  # not in files that others wrote
+        network = _network_for(header, architecture, weight_bits)
+        if network is None or (own and json.loads(own) != dataclasses.asdict(architecture)):
+            raise UserError(f"{path} does not fit its config.json; copy both from one run")
+        state = read_tensors(path, header)
     except FileNotFoundError:
         raise UserError(f"{folder} has no model.safetensors; copy the whole folder") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None
-    network = _network_for(state, architecture, weight_bits)
-    if network is None:
-        raise UserError(f"{path} does not fit its config.json; copy both from one run")
     whole = {name: _matrix(state, name, p, weight_bits) for name, p in network.named_parameters()}
     network.load_state_dict(whole, assign=True)
     try:
@@ -149,26 +151,24 @@ def _matrix(
     return StoredMatrix(codes, scales, parameter.shape, bits).read()
 
 
-def _network_for(
-    state: dict[str, torch.Tensor], architecture: Architecture, bits: int
-) -> I3Network | None:
-    """Return a network without memory that the tensors fit, None if they do not."""
+def _network_for(header: Header, architecture: Architecture, bits: int) -> I3Network | None:
+    """Return a network without memory that the file's tensors fit, None if they do not."""
     # The total first: sizes from a damaged file may be too large to build even without memory.
     packed = 2 if bits == 4 else 1
     numbers = sum(
-        tensor.numel() * (packed if name.endswith("_codes") else 1)
-        for name, tensor in state.items()
+        entry.numbers * (packed if name.endswith("_codes") else 1)
+        for name, entry in header.tensors.items()
         if not name.endswith("_scales")
     )
-    if not 0 <= numbers - architecture.parameters < GROUP * len(state):
+    if not 0 <= numbers - architecture.parameters < GROUP * len(header.tensors):
         return None
     with torch.device("meta"), _WithoutInitialisation():
         network = I3Network(architecture)
         pattern = network if bits == 32 else I3Network(architecture)
     if bits != 32:
         store_for_inference(pattern, bits)
-    wanted = {n: (t.shape, t.is_floating_point()) for n, t in pattern.state_dict().items()}
-    found = {n: (t.shape, t.is_floating_point()) for n, t in state.items()}
+    wanted = {n: (t.is_floating_point(), (*t.shape,)) for n, t in pattern.state_dict().items()}
+    found = {n: ("F" in entry.dtype, entry.shape) for n, entry in header.tensors.items()}
     return network if wanted == found else None
 
 
@@ -189,7 +189,7 @@ def _architecture(folder: Path) -> tuple[Architecture, int]:
         raise UserError(f"{folder} is no folder; name a model folder that i3lm train wrote")
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_small(path))
         if config["model_type"] != "i3":
             raise UserError(
                 f"{folder} holds a model of type {config['model_type']!r}, not i3; "

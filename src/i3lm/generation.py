@@ -134,8 +134,9 @@ class TextStream(Iterator[str]):
 
     Special tokens are never generated, but for those in `ends`, which end the text, as do the
     strings in `stop`. The first bytes generated are `begin_with` and are not given out.
-    `tokens` counts what was generated so far. After the end `finish_reason` is "eos" (the model
-    ended the text), "stop" (a stop string) or "length" (max_new_tokens).
+    `tokens` counts what was generated so far, `prompt_tokens` are those of `ids`. After the end
+    `finish_reason` is "eos" (the model ended the text), "stop" (a stop string) or "length"
+    (max_new_tokens).
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class TextStream(Iterator[str]):
             raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         if not all(stop):
             raise UserError("a stop string is empty; leave it out")
-        self.tokens = 0
+        self.tokens, self.prompt_tokens = 0, len(ids)
         self.finish_reason: str | None = None
         self._begin_with, self._ends, self._stop = begin_with, tuple(ends), tuple(stop)
         self._bytes = token_bytes(loaded.tokenizer)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from i3lm.errors import UserError
+from i3lm.files import read_small
 from i3lm.presets import PRESETS, Architecture, find_preset
+from i3lm.tensorheader import read_header
 
 
 def info(model: str | Path) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_small(path))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent}: not a model folder, it has no {path.name}; "
@@ -97,24 +98,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path, parameters: int, bits: int) -> dict[str, Any]:
-    """Read the header of a safetensors file: 8 bytes of length, then JSON."""
+    """Return the size and the data types of the weight file."""
     try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, path.stat().st_size)))
-        header.pop("__metadata__", None)
-        count = sum(math.prod(tensor["shape"]) for tensor in header.values())
-        types = sorted({tensor["dtype"] for tensor in header.values()})
+        tensors = read_header(path).tensors.values()
     except FileNotFoundError:
         raise UserError(f"{path.parent}: it has no {path.name}; copy the whole folder") from None
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it") from error
+    count = sum(entry.numbers for entry in tensors)
     if bits == 32 and count != parameters:
         raise UserError(
             f"{path} has {count:,} parameters, its config.json describes {parameters:,}; "
             "copy both from one run"
         )
-    return {"bytes": path.stat().st_size, "types": types}
+    return {"bytes": path.stat().st_size, "types": sorted({entry.dtype for entry in tensors})}
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

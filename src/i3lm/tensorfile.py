@@ -1,7 +1,7 @@
-"""Writing safetensors files straight from memory.
+"""Writing safetensors files straight from memory, and reading none that is not what it should be.
 
 `safetensors.torch.save_file` copies all tensors first, a whole model more at the very moment when
-training already holds weights, gradients and states. Reading stays with the library.
+training already holds weights, gradients and states. Reading stays with the library, behind limits.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from i3lm.files import atomic_file
+from i3lm.tensorheader import Header, read_header
 
 # The format's names of the types that models, states and codes have.
 TYPES = {
@@ -29,6 +32,7 @@ TYPES = {
     torch.bool: "BOOL",
 }
 ALIGNMENT = 8  # bytes: the header is padded, so that tensors can be mapped
+CHECKSUM = "sha256"  # of all tensors' bytes, in the header's metadata
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,18 @@ def write_tensors(
 ) -> str:
     """Write named tensors as a safetensors file, whole or not at all; return its SHA-256.
 
-    Needs the memory of one tensor beside the given ones, and that only where one is not contiguous.
+    Where there is `metadata`, a checksum of the tensors joins it, which `read_tensors` holds. Needs
+    the memory of one tensor beside the given ones, and that only where one is not contiguous.
     Raises OSError where the file cannot be written.
     """
     # Large types first, as the library does: every tensor is then aligned to its own size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {}
+    if metadata:
+        data = hashlib.sha256()
+        for name in order:
+            data.update(_bytes(tensors[name]))
+        header["__metadata__"] = {**metadata, CHECKSUM: data.hexdigest()}
     end = 0
     for name in order:
         tensor = tensors[name]
@@ -78,11 +88,30 @@ def write_tensors(
             digest.update(part)
             file.write(part)
         for name in order:
-            given = tensors[name]
-            made = given.make() if isinstance(given, Deferred) else given
-            tensor = made.detach().cpu().contiguous()
-            if tensor.numel():
-                data = tensor.reshape(-1).view(torch.uint8).numpy().data
-                digest.update(data)
-                file.write(data)
+            data_bytes = _bytes(tensors[name])
+            digest.update(data_bytes)
+            file.write(data_bytes)
     return digest.hexdigest()
+
+
+def _bytes(given: Tensor | Deferred) -> memoryview:
+    made = given.make() if isinstance(given, Deferred) else given
+    tensor = made.detach().cpu().contiguous()
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
+
+
+def read_tensors(path: str | Path, header: Header | None = None) -> dict[str, Tensor]:
+    """Return the tensors of a file with this header, held against its checksum if it has one.
+
+    ValueError for a wrong checksum or a file that is refused; OSError.
+    """
+    header = header or read_header(path)
+    with open(path, "rb") as file:
+        file.seek(header.begin)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if header.metadata.get(CHECKSUM, digest) != digest:
+        raise ValueError("its numbers do not match their checksum")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None

@@ -13,7 +13,7 @@ from i3lm.data.holdout import Holdout
 from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
-from i3lm.files import sha256_file, sync_folder, write_atomic
+from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
 FORMAT = 1
@@ -199,7 +199,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_small(folder / MANIFEST))
         found = manifest["format"]
     except FileNotFoundError:
         return None

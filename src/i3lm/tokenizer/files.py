@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.files import write_atomic
+from i3lm.files import read_small, write_atomic
 from i3lm.tokenizer import rule
 from i3lm.tokenizer.conversation import CHAT_TEMPLATE
 
@@ -100,7 +100,7 @@ def load(folder: Path) -> tuple[list[str], bool]:
     """
     path = folder / FILE
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_small(path))
         vocabulary = found["model"]["vocab"]
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         lowercase = found["normalizer"] is not None

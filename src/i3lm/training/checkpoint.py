@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from i3lm.errors import UserError
-from i3lm.files import sha256_file, sync_folder, write_atomic
+from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
 from i3lm.model.stored import load_state, state_of
 from i3lm.optim import Optimizer
-from i3lm.tensorfile import write_tensors
+from i3lm.tensorfile import read_tensors, write_tensors
 
 FORMAT = 2
 KEEP = 2
@@ -123,7 +122,7 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
     for folder in list_checkpoints(run):
         try:
             manifest = _read_manifest(folder)
-            state, moments = (load_file(folder / name) for name in FILES)
+            state, moments = (read_tensors(folder / name) for name in FILES)
             counters = Counters(**manifest["counters"])
             for part in (state, moments):
                 _require_finite(part)
@@ -139,7 +138,7 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
 
 
 def _read_manifest(folder: Path) -> dict:
-    manifest = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+    manifest = json.loads(read_small(folder / "trainer.json"))
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']}, this i3lm reads {FORMAT}")
     if manifest.pop("check") != _digest(manifest):

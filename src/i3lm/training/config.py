@@ -8,6 +8,7 @@ from typing import Any
 
 from i3lm.data.documents import DIVISIONS, Division
 from i3lm.errors import UserError
+from i3lm.files import read_small
 from i3lm.memory import STATES
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 
@@ -131,7 +132,7 @@ class TrainConfig:
         """Read `run.json` of a run folder; UserError when there is none or it is damaged."""
         path = folder / "run.json"
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            values: dict[str, Any] = json.loads(read_small(path))
             for name in ("checkpoint_every", "eval_every"):
                 values[name] = Every(**values[name]) if values[name] else None
             values["data"] = tuple(values["data"])
