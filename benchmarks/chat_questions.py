@@ -24,7 +24,7 @@ def main() -> None:
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for question in questions(options.count):
-        reply = chat(loaded, question.messages, temperature=0.0, max_new_tokens=40)
+        reply = chat(loaded, question.messages, temperature=0.0, max_new_tokens=120)
         asked[question.kind] += 1
         right[question.kind] += is_right(question, reply)
         if not is_right(question, reply) and options.show > 0:

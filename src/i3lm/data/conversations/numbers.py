@@ -1,4 +1,9 @@
-"""Small arithmetic in words, counting and comparing."""
+"""Small arithmetic in words, counting and comparing.
+
+The assistant counts aloud before it answers a sum. A model of a few million parameters does not
+learn in minutes to add in one step, but it does learn to go on counting and when to stop
+(docs/log.md); the same as a scratchpad (Nye et al., 2021, arxiv.org/abs/2112.00114).
+"""
 
 from i3lm.data.conversations.dice import reserved
 from i3lm.data.conversations.flows import capital
@@ -57,10 +62,22 @@ def sum_question(talk: Talk, sum_: Sum) -> str:
 
 
 def sum_answer(sum_: Sum) -> str:
-    """Return the answer."""
+    """Return the answer: counted, then said."""
     operation, a, b = sum_
     said = f"{number_word(a)} {operation} {number_word(b)} is {number_word(result(sum_))}."
-    return capital(said)
+    return f"{counted(sum_)} So {said}"
+
+
+def counted(sum_: Sum) -> str:
+    """Return the way to a result, a step at a time, as one sentence."""
+    operation, a, b = sum_
+    if operation == "times":
+        begin, steps = f"one times {number_word(b)}", [(n, n * b) for n in range(1, a + 1)]
+    else:
+        joined, step = ("and", 1) if operation == "plus" else ("less", -1)
+        begin, steps = f"{number_word(a)} {joined} one", [(n, a + step * n) for n in range(1, b + 1)]
+    first, *rest = (f"{number_word(n)} is {number_word(value)}" for n, value in steps)
+    return capital(", ".join((first.replace("one", begin, 1), *rest))) + "."
 
 
 def arithmetic(talk: Talk) -> None:
@@ -123,7 +140,7 @@ def _problem(talk: Talk) -> None:
     )
     talk.turn(
         f"I have {number_word(a)} {things}. {then} How many {things} do I have now?",
-        f"Now you have {number_word(now)} {things}.",
+        f"{counted((operation, a, b))} Now you have {number_word(now)} {things}.",
     )
 
 

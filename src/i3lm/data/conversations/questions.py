@@ -1,8 +1,9 @@
 """Held-out questions with answers that a program can check.
 
 Held out, by `dice.reserved`, are about one in ten of: a name with any other fact told of the user
-(age, city, pet's name, brother, ...); a pet with its name; two operands with their operation; an
-object with its place, its owner or its colour; a place with a day; a word to remember.
+(age, city, pet's name, brother, ...); a pet with its name; two operands with their operation (the
+sum is never asked; the way to a larger one, counted aloud, may come past it); an object with its
+place, its owner or its colour; a place with a day; a word to remember.
 """
 
 import re
@@ -24,7 +25,8 @@ class Question:
     """A conversation that ends with the user's question.
 
     A reply is right when one of `answers` (lower case) stands in it as whole words, and, where
-    `others` are given, none of these does. `kind` is one of `KINDS`; `reply` is a right reply.
+    `others` are given, none of these does; of a sum only the last sentence counts, since the way
+    there names other numbers. `kind` is one of `KINDS`; `reply` is a right reply.
     """
 
     messages: list[Message]
@@ -36,6 +38,8 @@ class Question:
 
 def is_right(question: Question, reply: str) -> bool:
     """Return whether a reply answers the question."""
+    if question.kind == "arithmetic":
+        reply = re.split(r"(?<=[.!?])\s+", reply.strip())[-1]
     text = f" {' '.join(re.findall(r'[a-z0-9-]+', reply.lower()))} "
     return any(f" {answer} " in text for answer in question.answers) and not any(
         f" {other} " in text for other in question.others
