@@ -1,9 +1,12 @@
 """What is compared: i3lm as `i3lm train` runs it, a GPT of equal size, i3 as published.
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
-takes NAME:RATE,RATE, the second for what AdamW trains.
+takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
+recipe, as i3lm+table=0.005+flat=0.2; `CHANGES` lists them.
 """
 
+import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -21,6 +24,7 @@ from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_factor
 from i3lm.presets import Architecture
+from i3lm.training import loop
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import choose_device, choose_precision
 from i3lm.training.loop import Diverged, Trainer
@@ -31,6 +35,57 @@ RATES = {"gpt-adamw": 2e-3, "gpt-muon": 2e-2, "published": 3e-4}
 NAMES = (OURS, *RATES)
 WARMUP_STEPS = 20
 PUBLISHED_BATCH = 4
+Change = Callable[[Trainer, float], None]  # of our recipe, by a number
+
+
+def _set(kinds: tuple[int, ...], change: Callable[[ParameterGroup, float], None]) -> Change:
+    def apply(trainer: Trainer, value: float) -> None:
+        for kind in kinds:
+            change(trainer.optimizer.groups[kind], value)
+
+    return apply
+
+
+def _rate(group: ParameterGroup, value: float) -> None:
+    group.lr = value
+
+
+def _beta(place: int) -> Callable[[ParameterGroup, float], None]:
+    def change(group: ParameterGroup, value: float) -> None:
+        group.betas = (value, group.betas[1]) if place == 0 else (group.betas[0], value)
+
+    return change
+
+
+def _decay(group: ParameterGroup, value: float) -> None:
+    group.weight_decay = value
+
+
+def _flat(trainer: Trainer, value: float) -> None:
+    loop.learning_rate_factor = functools.partial(learning_rate_factor, flat=value)
+
+
+def _config(name: str, kind: type) -> Change:
+    def apply(trainer: Trainer, value: float) -> None:
+        trainer.config = dataclasses.replace(trainer.config, **{name: kind(value)})
+
+    return apply
+
+
+MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
+CHANGES: dict[str, Change] = {
+    "matrix": _set((MATRIX,), _rate),
+    "table": _set((TABLE,), _rate),
+    "vector": _set((VECTOR,), _rate),
+    "momentum": _set((MATRIX,), _beta(0)),
+    "beta1": _set((TABLE, VECTOR), _beta(0)),
+    "beta2": _set((TABLE, VECTOR), _beta(1)),
+    "decay": _set((MATRIX,), _decay),
+    "table_decay": _set((TABLE,), _decay),
+    "flat": _flat,
+    "clip": _config("clip", float),
+    "warmup": _config("warmup_steps", int),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +138,8 @@ class Contender:
 def build(
     name: str, corpus: Corpus, preset: str, batch_tokens: int, seed: int, context: int | None
 ) -> Contender:
-    """Return the contender called NAME, NAME:RATE or NAME:RATE,RATE."""
+    """Return the contender called NAME, NAME:RATE or NAME:RATE,RATE, with its changes."""
+    name, *changes = name.split("+")
     kind, _, rates = name.partition(":")
     rate, _, rest = rates.partition(",")
     if kind not in NAMES:
@@ -96,7 +152,9 @@ def build(
     )  # fmt: skip
     sizes = config.architecture(len(corpus.tokenizer))
     if kind == OURS:
-        return _ours(config, corpus, sizes)
+        return _ours(config, corpus, sizes, changes)
+    if changes:
+        raise UserError(f"changes such as {changes[0]!r} are for {OURS}; leave them away")
     width = sizes.max_position_embeddings
     if kind == "published":
         network: Any = published.Published(sizes)
@@ -121,11 +179,18 @@ def build(
     return Contender(Scored(network, sizes), steps, settings)
 
 
-def _ours(config: TrainConfig, corpus: Corpus, sizes: Architecture) -> Contender:
+def _ours(
+    config: TrainConfig, corpus: Corpus, sizes: Architecture, changes: list[str]
+) -> Contender:
     device = choose_device("cpu")
     precision = choose_precision(config.precision, device)
     network = I3Network(sizes)
     trainer = Trainer(config, corpus, network, precision, device)
+    for change in changes:
+        key, _, value = change.partition("=")
+        if key not in CHANGES:
+            raise UserError(f"no change is named {key!r}; choose of {', '.join(CHANGES)}")
+        CHANGES[key](trainer, float(value))
 
     def steps(budget: Budget) -> Iterator[Progress]:
         seconds = 0.0
