@@ -2,7 +2,8 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2; `CHANGES` lists them.
+recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` lists them), and other placements of low rank, as
+i3lm@down (see placement.py).
 """
 
 import dataclasses
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import gpt, published
+from benchmarks.quality import placement
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
@@ -140,7 +142,8 @@ def build(
 ) -> Contender:
     """Return the contender called NAME, NAME:RATE or NAME:RATE,RATE, with its changes."""
     name, *changes = name.split("+")
-    kind, _, rates = name.partition(":")
+    name, _, rates = name.partition(":")
+    kind, _, placed = name.partition("@")
     rate, _, rest = rates.partition(",")
     if kind not in NAMES:
         raise UserError(f"no contender is named {kind!r}; choose of {', '.join(NAMES)}")
@@ -152,9 +155,9 @@ def build(
     )  # fmt: skip
     sizes = config.architecture(len(corpus.tokenizer))
     if kind == OURS:
-        return _ours(config, corpus, sizes, changes)
-    if changes:
-        raise UserError(f"changes such as {changes[0]!r} are for {OURS}; leave them away")
+        return _ours(config, corpus, sizes, placed, changes)
+    if changes or placed:
+        raise UserError(f"changes and placements are for {OURS}; leave them away")
     width = sizes.max_position_embeddings
     if kind == "published":
         network: Any = published.Published(sizes)
@@ -180,11 +183,11 @@ def build(
 
 
 def _ours(
-    config: TrainConfig, corpus: Corpus, sizes: Architecture, changes: list[str]
+    config: TrainConfig, corpus: Corpus, sizes: Architecture, placed: str, changes: list[str]
 ) -> Contender:
     device = choose_device("cpu")
     precision = choose_precision(config.precision, device)
-    network = I3Network(sizes)
+    network = placement.build(placed, sizes) if placed else I3Network(sizes)
     trainer = Trainer(config, corpus, network, precision, device)
     for change in changes:
         key, _, value = change.partition("=")
@@ -209,7 +212,7 @@ def _ours(
         "rate": trainer.optimizer.groups[0].lr,
         "batch": trainer.sequences,
         "bf16": precision == "bf16",
-        "parameters": sizes.parameters,
+        "parameters": sum(p.numel() for p in network.parameters()),
     }
     return Contender(network, steps, settings)
 
