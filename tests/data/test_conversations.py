@@ -40,7 +40,7 @@ def replies_of(messages):
 def test_the_stream_is_the_same_everywhere():
     text = "\n".join(as_line(messages) for messages in generate(200, 7))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest == "a6ebff65c932701ec73d8eecda0c791872e66debb708b821ffe4b403195e12e0", (
+    assert digest == "f72787bf0905387f98695abf32f7189707b5f843933472a48f9121dcfc2d00ff", (
         "the generator changed: say so in the changelog, renew this hash"
     )
 
@@ -70,7 +70,7 @@ def test_roles_alternate_and_lengths_are_bounded(sample):
     assert 200 < lengths[SAMPLE // 2] < 400
     assert lengths[int(0.95 * SAMPLE)] < 650
     assert turns[int(0.9 * SAMPLE)] <= 16
-    assert longest[-1] <= 260
+    assert longest[-1] <= 340
 
 
 def test_plain_ascii_that_survives_the_line_form(sample):
@@ -154,18 +154,29 @@ def test_who_was_told_is_answered(sample, relation):
     assert checked > 2
 
 
+def value_of(way: str) -> int:
+    """Work out `six plus two times three`."""
+    a, first, b, *rest = way.split()
+    value = result((first, VALUE[a], VALUE[b]))
+    if not rest:
+        return value
+    assert (first, rest[0]) == ("plus", "times")
+    return VALUE[a] + VALUE[b] * VALUE[rest[1]]
+
+
 def test_sums_are_right_and_held_out_ones_absent(sample):
-    said = re.compile(r"(.*)\. so ([a-z-]+) (plus|minus|times) ([a-z-]+) is ([a-z-]+)\.")
+    said = re.compile(r"([a-z-]+) (plus|minus|times) ([a-z-]+) is (.*)\. so it is ([a-z-]+)\.")
     signs = {sign: word for word, sign in SIGNS.items()}
     asked = re.compile(r"(\d+) ?(plus|minus|times|[-+x]) ?(\d+)", re.IGNORECASE)
     checked = 0
     for messages in sample:
         for reply in replies_of(messages):
             if match := said.fullmatch(reply.lower()):
-                sum_ = (match[3], VALUE[match[2]], VALUE[match[4]])
-                assert result(sum_) == VALUE[match[5]]
-                assert match[1].endswith(f" is {match[5]}")
-                assert match[1].count(" is ") == sum_[1 if sum_[0] == "times" else 2]
+                sum_ = (match[2], VALUE[match[1]], VALUE[match[3]])
+                *ways, last = match[4].split(", ")
+                assert last == match[5] == number_word(result(sum_))
+                assert len(ways) == sum_[1 if sum_[0] == "times" else 2] - 1
+                assert all(value_of(way) == result(sum_) for way in ways)
                 assert not reserved(*sum_)
                 checked += 1
         for message in messages[::2]:
@@ -190,7 +201,7 @@ def test_small_problems_and_comparisons_are_right(sample):
                 a, b = VALUE[match[1].lower()], VALUE[match[3].lower()]
                 operation = "plus" if match[2].lower() in ("get", "buy") else "minus"
                 now = result((operation, a, b))
-                assert re.search(rf"is {number_word(now)}\. Now you have {number_word(now)} \w+s\.", reply)
+                assert re.search(rf"\b{number_word(now)}\. Now you have {number_word(now)} \w+s\.", reply)
                 assert not reserved(operation, a, b)
                 checked += 1
             if match := ages.search(text):
@@ -313,8 +324,8 @@ def test_questions_are_repeatable_and_new(sample):
 def test_arithmetic_questions_are_held_out():
     for question in questions(500, 2):
         if question.kind == "arithmetic":
-            said = question.reply.lower().split(". so ")[1]
-            match = re.fullmatch(r"(\S+) (\w+) (\S+) is (\S+)\.", said)
+            said = r"(\S+) (\w+) (\S+) is .*\. so it is (\S+)\."
+            match = re.fullmatch(said, question.reply.lower())
             assert reserved(match[2], VALUE[match[1]], VALUE[match[3]])
             assert not is_right(question, f"It is {number_word((VALUE[match[4]] + 1) % 99)}.")
 

@@ -1,8 +1,8 @@
 """Small arithmetic in words, counting and comparing.
 
-The assistant counts aloud before it answers a sum. A model of a few million parameters does not
-learn in minutes to add in one step, but it does learn to go on counting and when to stop
-(docs/log.md); the same as a scratchpad (Nye et al., 2021, arxiv.org/abs/2112.00114).
+The assistant works a sum out aloud before it answers. A model of a few million parameters does not
+learn in minutes to add in one step, but it does learn to count up and down (docs/log.md); such a
+way there is known as a scratchpad (Nye et al., 2021, arxiv.org/abs/2112.00114).
 """
 
 from i3lm.data.conversations.dice import reserved
@@ -62,22 +62,25 @@ def sum_question(talk: Talk, sum_: Sum) -> str:
 
 
 def sum_answer(sum_: Sum) -> str:
-    """Return the answer: counted, then said."""
-    operation, a, b = sum_
-    said = f"{number_word(a)} {operation} {number_word(b)} is {number_word(result(sum_))}."
-    return f"{counted(sum_)} So {said}"
+    """Return the answer: the way there, then the result."""
+    return f"{worked_out(sum_)} So it is {number_word(result(sum_))}."
 
 
-def counted(sum_: Sum) -> str:
-    """Return the way to a result, a step at a time, as one sentence."""
+def worked_out(sum_: Sum) -> str:
+    """Return a sum as a sentence of equal sums, each a step nearer to its result.
+
+    Each follows from the one before alone: two plus three is three plus two, four plus one, five.
+    """
     operation, a, b = sum_
+    one, two, value = number_word(a), number_word(b), number_word(result(sum_))
     if operation == "times":
-        begin, steps = f"one times {number_word(b)}", [(n, n * b) for n in range(1, a + 1)]
+        ways = [f"{number_word(n * b)} plus {number_word(a - n)} times {two}" for n in range(1, a)]
     else:
-        joined, step = ("and", 1) if operation == "plus" else ("less", -1)
-        begin, steps = f"{number_word(a)} {joined} one", [(n, a + step * n) for n in range(1, b + 1)]
-    first, *rest = (f"{number_word(n)} is {number_word(value)}" for n, value in steps)
-    return capital(", ".join((first.replace("one", begin, 1), *rest))) + "."
+        step = 1 if operation == "plus" else -1
+        ways = [
+            f"{number_word(a + step * n)} {operation} {number_word(b - n)}" for n in range(1, b)
+        ]
+    return f"{capital(one)} {operation} {two} is {', '.join((*ways, value))}."
 
 
 def arithmetic(talk: Talk) -> None:
@@ -140,7 +143,7 @@ def _problem(talk: Talk) -> None:
     )
     talk.turn(
         f"I have {number_word(a)} {things}. {then} How many {things} do I have now?",
-        f"{counted((operation, a, b))} Now you have {number_word(now)} {things}.",
+        f"{worked_out((operation, a, b))} Now you have {number_word(now)} {things}.",
     )
 
 

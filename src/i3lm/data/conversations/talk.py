@@ -34,7 +34,8 @@ class Talk:
 
     def turn(self, user: str, assistant: str) -> None:
         """Add what the user says, in his style, and the answer."""
-        if self._chatty and self.messages and user.endswith("?") and self.dice.chance(0.3):
+        asks = user.endswith("?") and user.strip("?.! ") != ""
+        if self._chatty and self.messages and asks and self.dice.chance(0.3):
             prefix = self.dice.pick(PREFIXES)
             keep = user.startswith(("I ", "If ")) or prefix.endswith(". ")
             user = prefix + (user if keep else user[0].lower() + user[1:])
