@@ -40,7 +40,7 @@ def replies_of(messages):
 def test_the_stream_is_the_same_everywhere():
     text = "\n".join(as_line(messages) for messages in generate(200, 7))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest == "f72787bf0905387f98695abf32f7189707b5f843933472a48f9121dcfc2d00ff", (
+    assert digest == "87789b108e343972fea45ddae0dc02aa560204708cdb2659be6fb63824fb47e7", (
         "the generator changed: say so in the changelog, renew this hash"
     )
 

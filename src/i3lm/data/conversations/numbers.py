@@ -27,9 +27,7 @@ def draw_sum(talk: Talk, held_out: bool = False) -> Sum:
     while True:
         operation = dice.pick(("plus", "plus", "minus", "times"))
         if operation == "times":
-            a, b = dice.between(1, 10), dice.between(1, 10)
-            if a * b > 50:
-                continue
+            a, b = dice.between(1, 5), dice.between(1, 5)
         elif operation == "plus":
             a, b = dice.between(1, 10), dice.between(1, 10)
         else:
@@ -43,7 +41,7 @@ def sum_question(talk: Talk, sum_: Sum) -> str:
     """Return a way to ask for a sum."""
     operation, a, b = sum_
     one, two = number_word(a), number_word(b)
-    if talk.dice.chance(0.25):
+    if talk.dice.chance(0.35):
         one, two = str(a), str(b)
         if talk.dice.chance(0.5):
             operation = SIGNS[operation]
