@@ -40,7 +40,7 @@ def replies_of(messages):
 def test_the_stream_is_the_same_everywhere():
     text = "\n".join(as_line(messages) for messages in generate(200, 7))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert digest == "87789b108e343972fea45ddae0dc02aa560204708cdb2659be6fb63824fb47e7", (
+    assert digest == "031fc8ca44a84432232a8d253f7ae4ceef83618f0b85654b7ced2ddeea72de3e", (
         "the generator changed: say so in the changelog, renew this hash"
     )
 
@@ -70,7 +70,7 @@ def test_roles_alternate_and_lengths_are_bounded(sample):
     assert 200 < lengths[SAMPLE // 2] < 400
     assert lengths[int(0.95 * SAMPLE)] < 650
     assert turns[int(0.9 * SAMPLE)] <= 16
-    assert longest[-1] <= 340
+    assert longest[-1] <= 260
 
 
 def test_plain_ascii_that_survives_the_line_form(sample):
@@ -155,19 +155,15 @@ def test_who_was_told_is_answered(sample, relation):
 
 
 def value_of(way: str) -> int:
-    """Work out `six plus two times three`."""
-    a, first, b, *rest = way.split()
-    value = result((first, VALUE[a], VALUE[b]))
-    if not rest:
-        return value
-    assert (first, rest[0]) == ("plus", "times")
-    return VALUE[a] + VALUE[b] * VALUE[rest[1]]
+    """Work out `six plus two`."""
+    a, operation, b = way.split()
+    return result((operation, VALUE[a], VALUE[b]))
 
 
 def test_sums_are_right_and_held_out_ones_absent(sample):
-    said = re.compile(r"([a-z-]+) (plus|minus|times) ([a-z-]+) is (.*)\. so it is ([a-z-]+)\.")
+    said = re.compile(r"([a-z-]+) (plus|minus) ([a-z-]+) is (.*)\. so it is ([a-z-]+)\.")
     signs = {sign: word for word, sign in SIGNS.items()}
-    asked = re.compile(r"(\d+) ?(plus|minus|times|[-+x]) ?(\d+)", re.IGNORECASE)
+    asked = re.compile(r"(\d+) ?(plus|minus|[-+]) ?(\d+)", re.IGNORECASE)
     checked = 0
     for messages in sample:
         for reply in replies_of(messages):
@@ -175,7 +171,7 @@ def test_sums_are_right_and_held_out_ones_absent(sample):
                 sum_ = (match[2], VALUE[match[1]], VALUE[match[3]])
                 *ways, last = match[4].split(", ")
                 assert last == match[5] == number_word(result(sum_))
-                assert len(ways) == sum_[1 if sum_[0] == "times" else 2] - 1
+                assert len(ways) == sum_[2] - 1
                 assert all(value_of(way) == result(sum_) for way in ways)
                 assert not reserved(*sum_)
                 checked += 1

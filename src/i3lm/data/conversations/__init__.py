@@ -38,7 +38,7 @@ _WEATHER, _LIFE, _UNCLEAR = map(_one_of, (daily.WEATHER, daily.LIFE, smalltalk.U
 # asks comes up more than stories and small talk.
 TOPICS: tuple[Topic, ...] = (
     *[assistant.identity] * 6, assistant.out_of_scope, *[smalltalk.feeling] * 3, smalltalk.help_,
-    *[_LIFE] * 3, _WEATHER, _UNCLEAR, *knowledge.TOPICS * 4, *[numbers.arithmetic] * 24,
+    *[_LIFE] * 3, _WEATHER, _UNCLEAR, *knowledge.TOPICS * 4, *[numbers.arithmetic] * 16,
     *[stories.story] * 2, stories.sequel, stories.joke, memory.repeat,
 )  # fmt: skip
 # No new topic after so many characters: most conversations fit the model's window.

@@ -10,29 +10,24 @@ from i3lm.data.conversations.flows import capital
 from i3lm.data.conversations.lexicon import NAMES, number_word
 from i3lm.data.conversations.talk import Talk
 
-Sum = tuple[str, int, int]  # "plus", "minus" or "times", and the two numbers
-SIGNS = {"plus": "+", "minus": "-", "times": "x"}
+Sum = tuple[str, int, int]  # "plus" or "minus", and the two numbers
+SIGNS = {"plus": "+", "minus": "-"}
 COUNTED = ("apples", "balls", "books", "cookies", "eggs", "pens", "cups", "hats", "coins")
 
 
 def result(sum_: Sum) -> int:
     """Return the value of a sum."""
     operation, a, b = sum_
-    return a + b if operation == "plus" else a - b if operation == "minus" else a * b
+    return a + b if operation == "plus" else a - b
 
 
 def draw_sum(talk: Talk, held_out: bool = False) -> Sum:
     """Draw a small sum, kept for held-out questions or not."""
     dice = talk.dice
     while True:
-        operation = dice.pick(("plus", "plus", "minus", "times"))
-        if operation == "times":
-            a, b = dice.between(1, 5), dice.between(1, 5)
-        elif operation == "plus":
-            a, b = dice.between(1, 10), dice.between(1, 10)
-        else:
-            a = dice.between(1, 20)
-            b = dice.between(1, min(a, 10))
+        operation = dice.pick(("plus", "plus", "minus"))
+        a = dice.between(1, 10 if operation == "plus" else 20)
+        b = dice.between(1, 10 if operation == "plus" else min(a, 10))
         if reserved(operation, a, b) == held_out:
             return operation, a, b
 
@@ -71,13 +66,8 @@ def worked_out(sum_: Sum) -> str:
     """
     operation, a, b = sum_
     one, two, value = number_word(a), number_word(b), number_word(result(sum_))
-    if operation == "times":
-        ways = [f"{number_word(n * b)} plus {number_word(a - n)} times {two}" for n in range(1, a)]
-    else:
-        step = 1 if operation == "plus" else -1
-        ways = [
-            f"{number_word(a + step * n)} {operation} {number_word(b - n)}" for n in range(1, b)
-        ]
+    step = 1 if operation == "plus" else -1
+    ways = [f"{number_word(a + step * n)} {operation} {number_word(b - n)}" for n in range(1, b)]
     return f"{capital(one)} {operation} {two} is {', '.join((*ways, value))}."
 
 
