@@ -145,7 +145,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
     try:
-        encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
+        encode(source, plan, tokenizer, writers, threads=threads, report=report)
         counts = {split: writer.close() for split, writer in writers.items()}
         files = [_describe(path) for path in source.files]
         if sum(c["documents"] for c in counts.values()) != plan.documents or [

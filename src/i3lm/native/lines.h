@@ -84,8 +84,8 @@ static int is_conversation(const uint8_t *s, int64_t begin, int64_t end) {
     return turn > 0 && turn % 2 == 0;
 }
 
-/* Finds the lines of a text: where each begins and ends, how many code points it has, its digest,
- * and its kind. The arrays have room for a line more than there are line ends. Returns how many. */
+/* Finds the lines of a text: where each begins and ends, how many code points it has, its digest
+ * (unless `digests` is null), and its kind. The arrays have room for a line more than there are line ends. Returns how many. */
 int64_t i3_lines_scan(const uint8_t *s, int64_t size, int32_t tagged, const uint8_t *salt,
                       int64_t *begins, int64_t *ends, int64_t *characters, uint8_t *digests,
                       uint8_t *kinds) {
@@ -99,7 +99,9 @@ int64_t i3_lines_scan(const uint8_t *s, int64_t size, int32_t tagged, const uint
         characters[count] = codes;
         int python = tagged && !is_conversation(s, begin, end);
         kinds[count] = is_blank(s, begin, end) ? LINE_BLANK : python ? LINE_FOR_PYTHON : LINE_HERE;
-        if (kinds[count] == LINE_HERE) blake2b_16(s + begin, end - begin, salt, digests + 16 * count);
+        if (digests != NULL && kinds[count] == LINE_HERE) {
+            blake2b_16(s + begin, end - begin, salt, digests + 16 * count);
+        }
         begin = end + 1;
     }
     return count;
