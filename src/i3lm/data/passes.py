@@ -59,8 +59,9 @@ def survey(
                 for document in piece:
                     holdout.add(document)
                 rest = piece
-            for document in rest if counter else ():
-                _count(counter, document)
+            if counter:
+                for document in rest:
+                    _count(counter, document)
     plan = holdout.finish(source.description)
     if counter:
         held_out = VocabularyCounter(counter.lowercase)

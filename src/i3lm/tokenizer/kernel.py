@@ -102,8 +102,9 @@ def scan_lines(data: bytes, tagged: bool, salt: bytes | None) -> LineTable:
         *(begins.ctypes, ends.ctypes, characters.ctypes),
         *(None if digests is None else digests.ctypes, kinds.ctypes),
     )
-    parts = (begins, ends, characters, digests, kinds)
-    return LineTable(data, tagged, *(None if part is None else part[:count] for part in parts))
+    digests = None if digests is None else digests[:count]
+    shapes = (begins[:count], ends[:count], characters[:count])
+    return LineTable(data, tagged, *shapes, digests, kinds[:count])
 
 
 class Encoder:
