@@ -152,11 +152,18 @@ class Holdout:
         # In hash order: soon all others are beyond the last that is kept.
         near = np.flatnonzero(scanned.prefixes[here] <= np.uint64(self._bound()))
         near = near[np.argsort(scanned.prefixes[here[near]], kind="stable")]
-        for index, place in zip(here[near].tolist(), places[near].tolist(), strict=True):
-            if int(scanned.prefixes[index]) > self._bound():
+        indices = here[near]
+        rows = zip(
+            indices.tolist(),
+            places[near].tolist(),
+            scanned.prefixes[indices].tolist(),
+            (scanned.table.characters[indices] + 1).tolist(),
+            strict=True,
+        )
+        for index, place, prefix, characters in rows:
+            if prefix > self._bound():
                 break
-            key, characters = scanned.digest(index), int(scanned.table.characters[index]) + 1
-            self._keep(key, characters, place, scanned.later(index))
+            self._keep(scanned.digest(index), characters, place, scanned.later(index))
         self._characters += int((scanned.table.characters[here] + 1).sum())
         for index, document in scanned.others:
             place = self._documents + int(np.searchsorted(full, index))

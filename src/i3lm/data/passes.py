@@ -28,7 +28,7 @@ SPLITS = ("train", "held_out")
 _COUNTS = ("documents", "characters", "bytes")
 _NONE = np.zeros(0, np.uint16)
 _BATCH = 1 << 20  # characters of documents that make a piece
-_AHEAD = 3  # pieces in work at once, whatever the number of threads
+_AHEAD = 6  # pieces in work at once, whatever the number of threads
 
 Progress = Callable[[str, float], None]
 Item = TypeVar("Item")
@@ -308,7 +308,10 @@ class _Here(Executor):
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
         done: Future = Future()
-        done.set_result(work(*arguments, **options))
+        try:
+            done.set_result(work(*arguments, **options))
+        except Exception as error:
+            done.set_exception(error)
         return done
 
 

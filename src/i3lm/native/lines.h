@@ -11,9 +11,8 @@ enum { BOS = 2, EOS = 3, INST = 4, END_INST = 5 };
 
 /* The length of the tag at `at` that begins turn number `turn`, 0 if another or none is there. */
 static int64_t tag_at(const uint8_t *s, int64_t at, int64_t end, int64_t turn) {
-    const char *tag = turn % 2 ? "[/INST]" : "[INST]";
-    int64_t length = turn % 2 ? 7 : 6;
-    return end - at >= length && memcmp(s + at, tag, (size_t)length) == 0 ? length : 0;
+    if (turn % 2) return end - at >= 7 && memcmp(s + at, "[/INST]", 7) == 0 ? 7 : 0;
+    return end - at >= 6 && memcmp(s + at, "[INST]", 6) == 0 ? 6 : 0;
 }
 
 /* The bytes of the white space (as str.strip knows it) that s[begin:end] begins with, or 0. */

@@ -172,7 +172,12 @@ int64_t i3_text_encode(const Tokenizer *t, const uint8_t *s, int64_t size, uint1
         uint16_t long_id = t->third[pair->row[any]][c];
         uint16_t id = long_id ? long_id : pair->id;
         if (UNLIKELY(id == 0)) {
-            at = step(t, s, size, at, &out);
+            if ((*out = t->single[a]) != 0) {
+                out++;
+                at++;
+            } else {
+                at = step(t, s, size, at, &out);
+            }
         } else {
             *out++ = id;
             at += 2 + (long_id != 0);

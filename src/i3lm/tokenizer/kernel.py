@@ -147,4 +147,4 @@ class Encoder:
         ids, id_ends = np.empty(len(table.data) + 2 * lines, np.uint16), np.zeros(lines, np.int64)
         arguments = table.arguments(selected)
         self._library.i3_lines_encode(self._tables, *arguments, ids.ctypes, id_ends.ctypes)
-        return ids[: id_ends[-1] if lines else 0].copy(), id_ends
+        return ids[: id_ends[-1] if lines else 0], id_ends
