@@ -2,8 +2,8 @@
 
     python -m benchmarks.optimizers
 
-Beside them torch's fused AdamW in float32, as `torch.optim` calls it. Milliseconds a step; the clipping of gradients, which
-all need, is not in it.
+Beside them torch's fused AdamW in float32, as `torch.optim` calls it. Milliseconds a step;
+the clipping of gradients, which all need, is not in it.
 """
 
 import argparse
