@@ -165,6 +165,21 @@ def test_a_run_that_takes_more_than_its_limit_gives_up_speed_and_then_stops(tmp_
     trainer.close()
 
 
+@pytest.mark.parametrize("flag", ["--state-bits", "--weight-bits"])
+def test_other_bits_are_refused_at_resuming_and_the_run_stays_as_it_is(tmp_path, flag):
+    text, out = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("one two three four five\n" * 400)
+    start = ["--preset", "i3-tiny", "--data", str(text), "--out", str(out), "--context", "32"]
+    assert run("train", *start, "--steps", "1", "--state-bits", "8", "--quiet").exit_code == 0
+    before = (out / "run.json").read_bytes()
+    result = run("train", "--resume", str(out), "--steps", "2", flag, "4", "--quiet")
+    assert isinstance(result.exception, UserError | SystemExit)
+    assert flag in f"{result.exception}{result.output}"
+    assert (out / "run.json").read_bytes() == before
+    again = run("train", "--resume", str(out), "--steps", "2", "--quiet")
+    assert again.exit_code == 0, again.output
+
+
 def test_every_preset_has_a_plan():
     for preset in PRESETS.values():
         sizes = preset.architecture

@@ -282,8 +282,8 @@ def split_of(documents: list, share: float, seed: int = 0) -> tuple[list[Documen
         holdout.add(document)
     plan = holdout.finish("test")
     sides: dict[str, list[Document]] = {"train": [], "held_out": []}
-    for document in of(*documents):
-        for part, side in plan.divide(document):
+    for place, document in enumerate(of(*documents)):
+        for part, side in plan.divide(document, place):
             sides[side].append(part)
     assert plan.documents == len(sides["train"]) + len(sides["held_out"])
     whole = [document.plain for document in of(*documents)]

@@ -1,11 +1,11 @@
 """Which documents are held out of training, chosen in one pass and constant memory."""
 
+import bisect
 import hashlib
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -20,11 +20,19 @@ _WHOLE = 0.1  # a document of up to this share of the corpus is held out whole w
 
 @dataclass
 class _Group:
-    """Equal documents: how to get one of them, its characters, and how many there are."""
+    """Equal documents: how to get one of them, its characters, how many there are, and the places
+    of the first of them, as many as may be held out.
+    """
 
     get: Callable[[], Document]
     each: int
+    places: list[int]
     copies: int = 1
+
+    def add(self, place: int) -> None:
+        self.copies += 1
+        bisect.insort(self.places, place)
+        del self.places[MOST_DOCUMENTS:]
 
     @property
     def document(self) -> Document:
@@ -35,41 +43,78 @@ class _Group:
         return self.copies * self.each
 
 
-@dataclass(frozen=True)
 class Plan:
     """What `Holdout` chose: `divide` says where each document of the second pass goes.
 
-    The documents that are trained on are all but those in `held_out` (once for each copy), and
-    those in `heads`: the beginning of one that is cut in two.
+    `documents` is how many `divide` gives, of both splits. The documents that are trained on
+    are all but those of `held_out` (once for each copy), and those of `heads`: the beginning of one
+    that is cut in two.
     """
 
-    documents: int  # how many `divide` will give, of both splits
-    held_out: list[Document]
-    heads: list[Document]
-    _seed: int
-    _take: dict[bytes, int]  # digest -> copies still to be held out
-    _cut: dict[bytes, int]  # digest -> where its held-out part begins
+    def __init__(
+        self, documents: int, description: str, seed: int, chosen: Sequence["Chosen"]
+    ) -> None:
+        self.documents = documents
+        self._description = description
+        self._seed = seed
+        self._chosen = chosen
+        self._at = {place: group for group in chosen for place in group.places}
+        self._places = np.array(sorted(self._at), np.int64)
 
-    def divide(self, document: Document) -> Iterator[tuple[Document, str]]:
-        """Yield (document, "train" or "held_out"), twice for the one that is cut in two."""
-        key = _digest(document, self._seed)
-        left = self._take.get(key, 0)
-        if not left:
+    @property
+    def held_out(self) -> Iterator[Document]:
+        """The documents that `divide` gives as held out, or cuts."""
+        return (group.get() for group in self._chosen for _ in group.places)
+
+    @property
+    def heads(self) -> Iterator[Document]:
+        """The beginnings, trained on, of documents that are cut."""
+        for group in self._chosen:
+            if group.start:
+                document = group.get()
+                yield Document((document.text or "")[: group.start], None, document.where)
+
+    def divide(self, document: Document, place: int) -> Iterator[tuple[Document, str]]:
+        """Yield (document, "train" or "held_out"), twice for the one that is cut in two.
+
+        `place` counts the documents of the source from 0. UserError where another document stood
+        there in the first pass.
+        """
+        group = self._at.get(place)
+        if group is None:
             yield document, "train"
             return
-        self._take[key] = left - 1
-        if (start := self._cut.get(key, 0)) and document.text is not None:
-            yield Document(document.text[:start], None, document.where), "train"
-            document = Document(document.text[start:], None, document.where)
+        self.check(_bytes(document), place)
+        if group.start and document.text is not None:
+            yield Document(document.text[: group.start], None, document.where), "train"
+            document = Document(document.text[group.start :], None, document.where)
         yield document, "held_out"
 
-    def concerns(self, scanned: ScannedLines) -> np.ndarray:
-        """Return which lines, boolean (N,), `divide` must see; all others are trained on."""
-        return scanned.full & (~scanned.here | np.isin(scanned.prefixes, self._prefixes))
+    def among(self, begin: int, end: int) -> np.ndarray:
+        """Return which documents at places [begin, end) `divide` must see, int64, ascending and
+        counted from `begin`; all others are trained on."""
+        first, last = np.searchsorted(self._places, (begin, end))
+        return self._places[first:last] - begin
 
-    @cached_property
-    def _prefixes(self) -> np.ndarray:
-        return np.array([_prefix(key) for key in self._take], np.uint64)
+    def cuts(self, place: int) -> bool:
+        """Return whether the document there is cut in two."""
+        return self._at[place].start > 0
+
+    def check(self, plain: bytes, place: int) -> None:
+        """Raise UserError unless a document that is held out reads as it did in the first pass."""
+        if _digest(plain, self._seed) != self._at[place].key:
+            raise UserError(f"{self._description}: changed while it was read; run it again")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Equal documents that are held out: their digest, their places, how to get one of them, and
+    where the held-out part begins."""
+
+    key: bytes
+    places: list[int]
+    get: Callable[[], Document]
+    start: int
 
 
 class Holdout:
@@ -96,30 +141,44 @@ class Holdout:
 
     def add(self, document: Document) -> None:
         """Take the next document."""
-        self._add(_digest(document, self._seed), document.characters, lambda: document)
+        self._add(_digest(_bytes(document), self._seed), document, self._documents)
+        self._documents += 1
 
     def add_lines(self, scanned: ScannedLines) -> None:
-        """Take lines, taken apart with the salt of this seed, but for those left to Python."""
-        table = scanned.table
-        # In hash order: soon all others are beyond the last that is kept.
+        """Take the next lines, taken apart with the salt of this seed."""
+        full = np.flatnonzero(scanned.full)
         here = np.flatnonzero(scanned.here)
-        here = here[np.argsort(scanned.prefixes[here])]
-        for number, index in enumerate(here.tolist()):
-            if number % 64 == 0 and scanned.prefixes[index] > self._bound():
-                rest = here[number:]
-                self._documents += len(rest)
-                self._characters += int((table.characters[rest] + 1).sum())
-                return
-            key, characters = table.digests[index].tobytes(), int(table.characters[index]) + 1
-            self._add(key, characters, scanned.later(index))
+        places = self._documents + np.searchsorted(full, here)
+        # In hash order: soon all others are beyond the last that is kept.
+        near = np.flatnonzero(scanned.prefixes[here] <= np.uint64(self._bound()))
+        near = near[np.argsort(scanned.prefixes[here[near]], kind="stable")]
+        indices = here[near]
+        rows = zip(
+            indices.tolist(),
+            places[near].tolist(),
+            scanned.prefixes[indices].tolist(),
+            (scanned.table.characters[indices] + 1).tolist(),
+            strict=True,
+        )
+        for index, place, prefix, characters in rows:
+            if prefix > self._bound():
+                break
+            self._keep(scanned.digest(index), characters, place, scanned.later(index))
+        self._characters += int((scanned.table.characters[here] + 1).sum())
+        for index, document in scanned.others:
+            place = self._documents + int(np.searchsorted(full, index))
+            self._add(_digest(_bytes(document), self._seed), document, place)
+        self._documents += len(full)
 
-    def _add(self, key: bytes, characters: int, get: Callable[[], Document]) -> None:
-        self._documents += 1
-        self._characters += characters
+    def _add(self, key: bytes, document: Document, place: int) -> None:
+        self._characters += document.characters
+        self._keep(key, document.characters, place, lambda: document)
+
+    def _keep(self, key: bytes, characters: int, place: int, get: Callable[[], Document]) -> None:
         if key in self._groups:
-            self._groups[key].copies += 1
+            self._groups[key].add(place)
             return
-        self._groups[key] = _Group(get, characters)
+        self._groups[key] = _Group(get, characters, [place])
         heapq.heappush(self._heap, (-int.from_bytes(key), key))
         self._kept += characters
         # Keep the first in hash order that, copies aside, reach the largest budget, and no more.
@@ -129,10 +188,10 @@ class Holdout:
         ):
             self._kept -= self._groups.pop(heapq.heappop(self._heap)[1]).each
 
-    def _bound(self) -> np.uint64:
+    def _bound(self) -> int:
         """Return the start of the digests beyond which a document would be given up at once."""
         full = len(self._heap) >= MOST_DOCUMENTS or self._kept >= MOST_CHARACTERS
-        return _prefix(self._heap[0][1]) if full else np.uint64(2**64 - 1)
+        return -self._heap[0][0] >> 64 if full else 2**64 - 1
 
     def finish(self, description: str) -> Plan:
         """Return the choice after the last document; `description` names the corpus in errors."""
@@ -161,11 +220,12 @@ class Holdout:
                 f"{description}: one document that cannot be divided into training and held-out "
                 "text; give more"
             )
-        held_out = [self._groups[key].document for key in take for _ in range(take[key])]
-        texts = [(self._groups[key].document, start) for key, start in cut.items()]
-        heads = [Document((d.text or "")[:start], None, d.where) for d, start in texts]
-        documents = self._documents + len(cut)
-        return Plan(documents, held_out, heads, self._seed, take, cut)
+        chosen = [
+            Chosen(key, group.places[:count], group.get, cut.get(key, 0))
+            for key, count in take.items()
+            for group in (self._groups[key],)
+        ]
+        return Plan(self._documents + len(cut), description, self._seed, chosen)
 
     def _take_part(
         self, key: bytes, room: int, take: dict[bytes, int], cut: dict[bytes, int]
@@ -181,18 +241,17 @@ class Holdout:
             take[key] = 1
 
 
-def _digest(document: Document, seed: int) -> bytes:
-    data = document.plain.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=16, salt=salt_of(seed)).digest()
+def _bytes(document: Document) -> bytes:
+    return document.plain.encode("utf-8", "surrogatepass")
+
+
+def _digest(plain: bytes, seed: int) -> bytes:
+    return hashlib.blake2b(plain, digest_size=16, salt=salt_of(seed)).digest()
 
 
 def salt_of(seed: int) -> bytes:
     """Return the salt of the digests of a seed."""
     return (seed % 2**64).to_bytes(8)
-
-
-def _prefix(digest: bytes) -> np.uint64:
-    return np.uint64(int.from_bytes(digest[:8]))
 
 
 def _end_part(text: str, room: int) -> int:

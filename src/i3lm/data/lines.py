@@ -1,6 +1,6 @@
 """Lines that the compiled code has taken apart: many documents at once, none a Python object."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,8 +18,11 @@ class ScannedLines:
     table: LineTable
 
     @classmethod
-    def scan(cls, lines: Lines, salt: bytes) -> "ScannedLines":
-        """Take lines apart; `salt` is that of their digests. Runs beside other threads."""
+    def scan(cls, lines: Lines, salt: bytes | None) -> "ScannedLines":
+        """Take lines apart; `salt` is that of their digests, which None leaves out.
+
+        Runs beside other threads.
+        """
         return cls(lines, scan_lines(lines.text.encode(), lines.tagged, salt))
 
     @property
@@ -35,12 +38,24 @@ class ScannedLines:
     @cached_property
     def prefixes(self) -> np.ndarray:
         """uint64 (N,): the first eight bytes of each digest, big-endian; noise where not `here`."""
+        assert self.table.digests is not None
         first = np.ascontiguousarray(self.table.digests[:, :8])
         return first.view(">u8")[:, 0].astype(np.uint64)
 
-    def others(self) -> Iterator[Document]:
-        """Yield the documents that the compiled code leaves to Python."""
-        return map(self.document, np.flatnonzero(self.full & ~self.here).tolist())
+    def digest(self, index: int) -> bytes:
+        """Return the digest of a line that is `here`."""
+        assert self.table.digests is not None
+        return self.table.digests[index].tobytes()
+
+    @cached_property
+    def others(self) -> list[tuple[int, Document]]:
+        """The documents that the compiled code leaves to Python, and their indices."""
+        indices = np.flatnonzero(self.full & ~self.here).tolist()
+        return [(index, self.document(index)) for index in indices]
+
+    def raw(self, index: int) -> bytes:
+        """Return a line as it stands."""
+        return self.table.data[int(self.table.begins[index]) : int(self.table.ends[index])]
 
     def document(self, index: int) -> Document:
         """Return a line as a document; UserError where it is none."""
@@ -48,7 +63,6 @@ class ScannedLines:
 
     def later(self, index: int) -> Callable[[], Document]:
         """Return what makes the document of a line, without keeping the other lines in memory."""
-        begin, end = int(self.table.begins[index]), int(self.table.ends[index])
-        data, where = self.table.data[begin:end], f"{self.lines.path}:{self.lines.first + index}"
+        data, where = self.raw(index), f"{self.lines.path}:{self.lines.first + index}"
         tagged = self.lines.tagged
         return lambda: read_line(data.decode(), tagged, where)

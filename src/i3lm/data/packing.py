@@ -1,8 +1,12 @@
 """From documents to a folder of token files that training reads through memory maps."""
 
+import contextlib
 import errno
 import json
 import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from i3lm.data.holdout import Holdout
-from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, survey
+from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, pool_of, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
 from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
@@ -67,13 +71,17 @@ class Corpus:
 
         UserError where the folder holds no whole corpus of this format.
         """
-        folder = Path(folder)
+        return cls._open(Path(folder), verify, None)
+
+    @classmethod
+    def _open(cls, folder: Path, verify: bool, tokenizer: ChunkTokenizer | None) -> "Corpus":
+        """Open a folder, whose tokenizer may be known."""
         manifest = _read_manifest(folder)
         if manifest is None:
             raise UserError(
                 f"{folder}: no prepared corpus here ({MANIFEST} is missing); prepare it"
             )
-        tokenizer = ChunkTokenizer.load(folder)
+        tokenizer = tokenizer or ChunkTokenizer.load(folder)
         if tokenizer.fingerprint != manifest["tokenizer"]:
             raise _damaged(folder, "its tokenizer is another than its tokens were made with")
         maps = []
@@ -133,36 +141,39 @@ def prepare(
     before = [path.stat() for path in source.files]
     report = progress or (lambda stage, share: None)
     threads = threads or min(MOST_THREADS, _cores())
-    counter = None if tokenizer else VocabularyCounter(lowercase)
-    holdout = Holdout(held_out, seed)
-    plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
-    if tokenizer is None:
-        assert counter is not None
-        tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
-    if len(tokenizer) > 1 << 16:
-        raise UserError(f"a vocabulary of {len(tokenizer):,} does not fit 16 bits; take a smaller")
+    before = [path.stat() for path in source.files]
+    with pool_of(threads) as beside, _hashing(source.files, beside) as hashes:
+        counter = None if tokenizer else VocabularyCounter(lowercase)
+        holdout = Holdout(held_out, seed)
+        plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
+        if tokenizer is None:
+            assert counter is not None
+            tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
+        if (size := len(tokenizer)) > 1 << 16:
+            raise UserError(f"a vocabulary of {size:,} does not fit 16 bits; take a smaller")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
-    try:
-        encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
-        counts = {split: writer.close() for split, writer in writers.items()}
-        files = [_describe(path) for path in source.files]
-        if sum(c["documents"] for c in counts.values()) != plan.documents or [
-            (stat.st_size, stat.st_mtime_ns) for stat in before
-        ] != [(file["bytes"], file["mtime_ns"]) for file in files]:
-            raise UserError(f"{source.description}: changed while it was read; run it again")
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for split, writer in writers.items():
-            os.replace(writer.path, folder / f"{split}.bin")
-        sync_folder(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder}: the disk is full; make room or take another") from error
-        raise
-    finally:
-        for writer in writers.values():
-            writer.discard()
+        folder.mkdir(parents=True, exist_ok=True)
+        writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
+        try:
+            encode(source, plan, tokenizer, writers, threads=threads, report=report)
+            closed = beside.map(TokenFile.close, writers.values())
+            counts = dict(zip(SPLITS, closed, strict=True))
+            files = list(map(_describe, source.files, hashes.result()))
+            if sum(c["documents"] for c in counts.values()) != plan.documents or [
+                (stat.st_size, stat.st_mtime_ns) for stat in before
+            ] != [(file["bytes"], file["mtime_ns"]) for file in files]:
+                raise UserError(f"{source.description}: changed while it was read; run it again")
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for split, writer in writers.items():
+                os.replace(writer.path, folder / f"{split}.bin")
+            sync_folder(folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"{folder}: the disk is full; make room or take another") from error
+            raise
+        finally:
+            for writer in writers.values():
+                writer.discard()
     tokenizer.save(folder)
     manifest = {
         "format": FORMAT,
@@ -175,7 +186,17 @@ def prepare(
         **counts,
     }
     _write_manifest(folder, manifest)
-    return Corpus.open(folder)
+    return Corpus._open(folder, False, tokenizer)
+
+
+@contextlib.contextmanager
+def _hashing(files: Sequence[Path], pool: Executor) -> Iterator[Future[list[str]]]:
+    """Take the SHA-256 of each file in `pool`, beside the block, whose end ends it."""
+    stop = threading.Event()
+    try:
+        yield pool.submit(lambda: [sha256_file(path, stop.is_set) for path in files])
+    finally:
+        stop.set()
 
 
 def _cores() -> int:
@@ -183,13 +204,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path, sha256: str) -> dict[str, Any]:
     stat = path.stat()
     return {
         "path": str(path.resolve()),
         "bytes": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "sha256": sha256_file(path),
+        "sha256": sha256,
     }
 
 

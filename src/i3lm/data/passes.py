@@ -25,8 +25,10 @@ from i3lm.tokenizer.conversation import turns
 from i3lm.tokenizer.kernel import library
 
 SPLITS = ("train", "held_out")
+_COUNTS = ("documents", "characters", "bytes")
+_NONE = np.zeros(0, np.uint16)
 _BATCH = 1 << 20  # characters of documents that make a piece
-_AHEAD = 3  # pieces in work at once, whatever the number of threads
+_AHEAD = 6  # pieces in work at once, whatever the number of threads
 
 Progress = Callable[[str, float], None]
 Item = TypeVar("Item")
@@ -45,15 +47,20 @@ def survey(
 ) -> Plan:
     """Show all documents to `holdout`, return what it chose; count the others' text."""
     whole_lines = counter.takes_lines if counter else library() is not None
-    with _pool(threads) as pool:
-        for piece, rare in _pieces(source, "reading", report, pool, seed, whole_lines, counter):
+    salt = salt_of(seed)
+    with pool_of(threads) as pool:
+        for piece, rare in _pieces(source, "reading", report, pool, whole_lines, salt, counter):
             if isinstance(piece, ScannedLines):
                 holdout.add_lines(piece)
                 if counter:
                     counter.add_rare(rare)
-            for document in piece.others() if isinstance(piece, ScannedLines) else piece:
-                holdout.add(document)
-                if counter:
+                rest = [document for _, document in piece.others]
+            else:
+                for document in piece:
+                    holdout.add(document)
+                rest = piece
+            if counter:
+                for document in rest:
                     _count(counter, document)
     plan = holdout.finish(source.description)
     if counter:
@@ -81,17 +88,20 @@ def encode(
     tokenizer: ChunkTokenizer,
     files: dict[str, "TokenFile"],
     *,
-    seed: int,
     threads: int,
     report: Progress,
 ) -> None:
     """Write the tokens of every document to the file of its split."""
-    with _pool(threads) as pool:
-        pieces = _pieces(source, "tokenizing", report, pool, seed, tokenizer.takes_lines)
-        works = (_divide(piece, plan) for piece, _ in pieces)
-        for parts in _ahead(pool, lambda work: work(tokenizer), works):
-            for split, tokens in parts.items():
-                files[split].add(tokens)
+
+    def write(parts: dict[str, Tokens]) -> None:
+        for split, tokens in parts.items():
+            files[split].add(tokens)
+
+    with pool_of(threads) as pool, _writer_of(threads) as writer:
+        pieces = _pieces(source, "tokenizing", report, pool, tokenizer.takes_lines)
+        works = _works((piece for piece, _ in pieces), plan)
+        for _ in _ahead(writer, write, _ahead(pool, lambda work: work(tokenizer), works)):
+            pass
 
 
 @dataclass
@@ -99,9 +109,15 @@ class Tokens:
     """Some encoded documents: ids, uint16, and what the manifest counts of them."""
 
     ids: np.ndarray
-    documents: int
-    characters: int
-    bytes: int
+    documents: int = 0
+    characters: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def join(cls, parts: "Sequence[Tokens]") -> "Tokens":
+        """Return all parts as one."""
+        counts = (sum(getattr(part, name) for part in parts) for name in _COUNTS)
+        return cls(np.concatenate([part.ids for part in parts]), *counts)
 
 
 class TokenFile:
@@ -119,7 +135,7 @@ class TokenFile:
         self._file.write(ids.data)
         self._hash.update(ids.data)
         self._counts["tokens"] += len(ids)
-        for name in ("documents", "characters", "bytes"):
+        for name in _COUNTS:
             self._counts[name] += getattr(tokens, name)
 
     def close(self) -> dict[str, Any]:
@@ -165,46 +181,69 @@ def encode_documents(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -
 Encode = Callable[[ChunkTokenizer], dict[str, Tokens]]
 
 
-def _divide(piece: Piece, plan: Plan) -> Encode:
-    """Ask `plan` about the documents of a piece; return the work that is left to do."""
-    if isinstance(piece, ScannedLines):
-        special = plan.concerns(piece)
-        if 2 * special.sum() <= piece.full.sum():
-            return _divide_lines(piece, special, plan)
-        piece = [piece.document(index) for index in np.flatnonzero(piece.full).tolist()]
+def _works(pieces: Iterable[Piece], plan: Plan) -> Iterator[Encode]:
+    """Ask `plan` about the documents of each piece; yield the work that is left to do."""
+    place = 0
+    for piece in pieces:
+        if isinstance(piece, ScannedLines):
+            full = np.flatnonzero(piece.full)
+            if 2 * len(piece.others) <= len(full):
+                yield _divide_lines(piece, full, place, plan)
+                place += len(full)
+                continue
+            piece = [piece.document(index) for index in full.tolist()]
+        yield _divide(piece, place, plan)
+        place += len(piece)
+
+
+def _divide(documents: list[Document], place: int, plan: Plan) -> Encode:
     sides: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    for document in piece:
-        for part, split in plan.divide(document):
+    for number, document in enumerate(documents, place):
+        for part, split in plan.divide(document, number):
             sides[split].append(part)
     return lambda tokenizer: {split: _tokens(tokenizer, sides[split]) for split in SPLITS}
 
 
-def _divide_lines(scanned: ScannedLines, special: np.ndarray, plan: Plan) -> Encode:
-    """The special lines go by as documents, the others as they are."""
-    plain, held_out, trained = scanned.here & ~special, list[Document](), dict[int, Document]()
-    for index in np.flatnonzero(special).tolist():
-        for part, split in plan.divide(scanned.document(index)):
-            if split == "train":
-                trained[index] = part
-            else:
-                held_out.append(part)
+def _divide_lines(scanned: ScannedLines, full: np.ndarray, place: int, plan: Plan) -> Encode:
+    """All lines are encoded together, but for those that are cut or that only Python reads."""
+    numbers = plan.among(place, place + len(full))
+    places = dict(zip(full[numbers].tolist(), (place + numbers).tolist(), strict=True))
+    alone = dict(scanned.others)
+    alone |= {index: scanned.document(index) for index, at in places.items() if plan.cuts(at)}
+    parts = {index: list(plan.divide(alone[index], places.get(index, -1))) for index in alone}
+    for index in places.keys() - alone.keys():
+        plan.check(scanned.raw(index), places[index])
+    together = scanned.here
+    together[list(alone)] = False
+    held_out = np.zeros_like(together)
+    held_out[list(places)] = True
 
     def work(tokenizer: ChunkTokenizer) -> dict[str, Tokens]:
-        table = scanned.table
-        ids, ends = tokenizer.encode_lines(table, plain)
-        runs = np.split(ids, ends[list(trained)])
-        between = [_tokens(tokenizer, [document]) for document in trained.values()]
-        mixed = [each for b, run in zip(between, runs[1:], strict=True) for each in (b.ids, run)]
-        train = Tokens(
-            np.concatenate([runs[0], *mixed]),
-            int(plain.sum()) + len(between),
-            int((table.characters[plain] + 1).sum()) + sum(b.characters for b in between),
-            int((table.ends[plain] - table.begins[plain] + 1).sum())
-            + sum(b.bytes for b in between),
-        )
-        return {"train": train, "held_out": _tokens(tokenizer, held_out)}
+        ids, ends = tokenizer.encode_lines(scanned.table, together)
+        sides = {
+            split: [_counted(scanned, together & side)]
+            for split, side in zip(SPLITS, (~held_out, held_out), strict=True)
+        }
+        at = 0
+        for index in sorted({*places, *alone}):
+            begin, end = (int(ends[index - 1]) if index else 0), int(ends[index])
+            sides["train"].append(Tokens(ids[at:begin]))
+            if index not in alone:
+                sides["held_out"].append(Tokens(ids[begin:end]))
+            for part, split in parts.get(index, ()):
+                sides[split].append(_tokens(tokenizer, [part]))
+            at = end
+        sides["train"].append(Tokens(ids[at:]))
+        return {split: Tokens.join(some) for split, some in sides.items()}
 
     return work
+
+
+def _counted(scanned: ScannedLines, lines: np.ndarray) -> "Tokens":
+    """What the manifest counts of some lines, without their ids."""
+    table, documents = scanned.table, int(lines.sum())
+    size = int((table.ends[lines] - table.begins[lines]).sum()) + documents
+    return Tokens(_NONE, documents, int(table.characters[lines].sum()) + documents, size)
 
 
 def _tokens(tokenizer: ChunkTokenizer, documents: Sequence[Document]) -> Tokens:
@@ -221,15 +260,16 @@ def _pieces(
     stage: str,
     report: Progress,
     pool: Executor,
-    seed: int,
     whole_lines: bool,
+    salt: bytes | None = None,
     counter: VocabularyCounter | None = None,
 ) -> Iterator[tuple[Piece, np.ndarray]]:
     """Yield all documents: lines of files taken apart (if `whole_lines`), others in lists.
 
-    With a `counter` the lines are counted; beside each piece comes what is due to `add_rare`.
+    Lines get digests with a `salt`. With a `counter` they are counted; beside each piece comes
+    what is due to `add_rare`.
     """
-    salt, said, none = salt_of(seed), -1, np.zeros(0, np.uint64)
+    said, none = -1, np.zeros(0, np.uint64)
 
     def scan(batch: list[Document] | Lines) -> tuple[Piece, np.ndarray]:
         if not isinstance(batch, Lines):
@@ -268,12 +308,21 @@ class _Here(Executor):
 
     def submit(self, work: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
         done: Future = Future()
-        done.set_result(work(*arguments, **options))
+        try:
+            done.set_result(work(*arguments, **options))
+        except Exception as error:
+            done.set_exception(error)
         return done
 
 
-def _pool(threads: int) -> Executor:
+def pool_of(threads: int) -> Executor:
+    """Return an executor of so many threads; of one, the one that asks for the work."""
     return ThreadPoolExecutor(threads, "i3lm-data") if threads > 1 else _Here()
+
+
+def _writer_of(threads: int) -> Executor:
+    """Return an executor that does one thing after another, beside others where there are."""
+    return ThreadPoolExecutor(1, "i3lm-writer") if threads > 1 else _Here()
 
 
 def _ahead(

@@ -11,9 +11,8 @@ enum { BOS = 2, EOS = 3, INST = 4, END_INST = 5 };
 
 /* The length of the tag at `at` that begins turn number `turn`, 0 if another or none is there. */
 static int64_t tag_at(const uint8_t *s, int64_t at, int64_t end, int64_t turn) {
-    const char *tag = turn % 2 ? "[/INST]" : "[INST]";
-    int64_t length = turn % 2 ? 7 : 6;
-    return end - at >= length && memcmp(s + at, tag, (size_t)length) == 0 ? length : 0;
+    if (turn % 2) return end - at >= 7 && memcmp(s + at, "[/INST]", 7) == 0 ? 7 : 0;
+    return end - at >= 6 && memcmp(s + at, "[INST]", 6) == 0 ? 6 : 0;
 }
 
 /* The bytes of the white space (as str.strip knows it) that s[begin:end] begins with, or 0. */
@@ -59,6 +58,23 @@ static int special_at(const uint8_t *s, int64_t at, int64_t end) {
             memcmp(s + at, "<bos>", 5) == 0 || memcmp(s + at, "<eos>", 5) == 0);
 }
 
+/* Where the next '[' or '<' is, or `end`: eight bytes at a time where the first is the lowest. */
+static int64_t next_mark(const uint8_t *s, int64_t at, int64_t end) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    const uint64_t ones = 0x0101010101010101u, highs = ones << 7;
+    for (; at + 8 <= end; at += 8) {
+        uint64_t word, square, angle, found;
+        memcpy(&word, s + at, 8);
+        square = word ^ ones * '[';
+        angle = word ^ ones * '<';
+        found = (((square - ones) & ~square) | ((angle - ones) & ~angle)) & highs;
+        if (found) return at + (__builtin_ctzll(found) >> 3);
+    }
+#endif
+    while (at < end && s[at] != '[' && s[at] != '<') at++;
+    return at;
+}
+
 /* Finds the content of turn number `turn`, whose tag is at *at; moves *at to the next tag or `end`.
  * Returns 0 unless tag and content are written as they must be. */
 static int next_turn(const uint8_t *s, int64_t *at, int64_t end, int64_t turn,
@@ -66,7 +82,7 @@ static int next_turn(const uint8_t *s, int64_t *at, int64_t end, int64_t turn,
     int64_t length = tag_at(s, *at, end, turn);
     if (length == 0 || *at + length >= end || s[*at + length] != ' ') return 0;
     int64_t k = *content = *at + length + 1;
-    for (; k < end; k++) {
+    for (; (k = next_mark(s, k, end)) < end; k++) {
         if (s[k] == '[' && (tag_at(s, k, end, 0) || tag_at(s, k, end, 1))) break;
         if (s[k] == '<' && special_at(s, k, end)) return 0;
     }
@@ -84,8 +100,8 @@ static int is_conversation(const uint8_t *s, int64_t begin, int64_t end) {
     return turn > 0 && turn % 2 == 0;
 }
 
-/* Finds the lines of a text: where each begins and ends, how many code points it has, its digest,
- * and its kind. The arrays have room for a line more than there are line ends. Returns how many. */
+/* Finds the lines of a text: where each begins and ends, how many code points it has, its digest
+ * (unless `digests` is null), and its kind. The arrays have room for a line more than there are line ends. Returns how many. */
 int64_t i3_lines_scan(const uint8_t *s, int64_t size, int32_t tagged, const uint8_t *salt,
                       int64_t *begins, int64_t *ends, int64_t *characters, uint8_t *digests,
                       uint8_t *kinds) {
@@ -99,9 +115,9 @@ int64_t i3_lines_scan(const uint8_t *s, int64_t size, int32_t tagged, const uint
         characters[count] = codes;
         int python = tagged && !is_conversation(s, begin, end);
         kinds[count] = is_blank(s, begin, end) ? LINE_BLANK : python ? LINE_FOR_PYTHON : LINE_HERE;
-        if (kinds[count] == LINE_HERE) blake2b_16(s + begin, end - begin, salt, digests + 16 * count);
         begin = end + 1;
     }
+    if (digests != NULL) blake2b_16_lines(s, count, begins, ends, kinds, LINE_HERE, salt, digests);
     return count;
 }
 

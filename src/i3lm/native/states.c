@@ -146,6 +146,8 @@ static inline __attribute__((always_inline)) void adamw_block(int64_t count, int
     write_unsigned(square, block, bits, v, chance2);
 }
 
+#include "states_avx512.h"
+
 static inline __attribute__((always_inline)) void lion_block(int64_t count, int64_t block, float *p, const float *grad,
                                                              State mean, int bits, uint32_t seed, Rule rule) {
     float w[BLOCK], g[BLOCK], m[BLOCK], chance1[BLOCK], chance2[BLOCK];
@@ -167,7 +169,13 @@ static inline __attribute__((always_inline)) void lion_block(int64_t count, int6
 #define SPANS(BITS)                                                                                               \
     CLONES static void adamw_span##BITS(int64_t begin, int64_t end, int64_t count, float *p, const float *g,      \
                                         State mean, State square, uint32_t seed, const Rule *rule) {              \
-        for (int64_t b = begin; b < end; b++) adamw_block(count, b, p, g, mean, square, BITS, seed, *rule);       \
+        int64_t b = begin;                                                                                        \
+        if (HAS_AVX512) {                                                                                         \
+            int64_t whole = count / BLOCK < end ? count / BLOCK : end;                                            \
+            adamw_avx512_##BITS(begin, whole, p, g, mean, square, seed, rule);                                    \
+            b = whole > begin ? whole : begin;                                                                    \
+        }                                                                                                         \
+        for (; b < end; b++) adamw_block(count, b, p, g, mean, square, BITS, seed, *rule);                        \
     }                                                                                                             \
     CLONES static void lion_span##BITS(int64_t begin, int64_t end, int64_t count, float *p, const float *g,       \
                                        State mean, uint32_t seed, const Rule *rule) {                             \

@@ -31,6 +31,7 @@ typedef struct {
 
 typedef struct {
     Pair pairs[128 * 128];
+    uint16_t single[128];
     uint8_t common[1 << 15];
     uint16_t (*third)[128];
     Slot *slots;
@@ -86,6 +87,7 @@ Tokenizer *i3_text_new(const uint64_t *keys, int64_t count, int64_t first, const
         uint64_t field = ((uint64_t)1 << BITS) - 1;
         uint64_t a = (keys[k] >> 2 * BITS) - 1, b = (keys[k] >> BITS & field) - 1;
         uint64_t c = (keys[k] & field) - 1; /* an absent character is huge here */
+        if (a < 128 && (keys[k] >> BITS & field) == 0) t->single[a] = id;
         if (a >= 128 || b >= 128) continue;
         Pair *pair = &t->pairs[a << 7 | b];
         if ((keys[k] & field) == 0) pair->id = id;
@@ -157,25 +159,45 @@ static int64_t step(const Tokenizer *t, const uint8_t *s, int64_t size, int64_t 
 int64_t i3_text_encode(const Tokenizer *t, const uint8_t *s, int64_t size, uint16_t *out) {
     uint16_t *begin = out;
     int64_t at = 0;
-    if (size > 0) at = step(t, s, size, at, &out); /* below there is a byte before `at` */
+    unsigned before = 0; /* the byte before `at`; a text begins after none */
     while (at + 4 <= size) {
         unsigned a = s[at], b = s[at + 1], c = s[at + 2];
         if (UNLIKELY((a | b | c) & 0x80)) {
             at = step(t, s, size, at, &out);
+            before = s[at - 1];
             continue;
         }
         const Pair *pair = &t->pairs[a << 7 | b];
-        unsigned any = (s[at - 1] == ' ') | (s[at + 3] == ' ');
+        unsigned any = (before == ' ') | (s[at + 3] == ' ');
         uint16_t long_id = t->third[pair->row[any]][c];
         uint16_t id = long_id ? long_id : pair->id;
         if (UNLIKELY(id == 0)) {
-            at = step(t, s, size, at, &out);
-            continue;
+            if ((*out = t->single[a]) != 0) {
+                out++;
+                at++;
+            } else {
+                at = step(t, s, size, at, &out);
+            }
+        } else {
+            *out++ = id;
+            at += 2 + (long_id != 0);
         }
-        *out++ = id;
-        at += 2 + (long_id != 0);
+        before = s[at - 1];
     }
-    while (at < size) at = step(t, s, size, at, &out);
+    while (at < size) { /* the last three bytes: conversations have many ends */
+        int64_t left = size - at;
+        unsigned a = s[at], b = left > 1 ? s[at + 1] : 0, c = left > 2 ? s[at + 2] : 0;
+        const Pair *pair = &t->pairs[(a & 127) << 7 | (b & 127)];
+        uint16_t long_id = left > 2 ? t->third[pair->row[before == ' ']][c & 127] : 0;
+        uint16_t id = left == 1 ? t->single[a & 127] : long_id ? long_id : pair->id;
+        if (UNLIKELY(id == 0 || (a | b | c) & 0x80)) {
+            at = step(t, s, size, at, &out);
+        } else {
+            *out++ = id;
+            at += left == 1 ? 1 : 2 + (long_id != 0);
+        }
+        before = s[at - 1];
+    }
     return out - begin;
 }
 

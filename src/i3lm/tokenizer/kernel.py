@@ -65,8 +65,8 @@ def ends_of(parts: Sequence[bytes]) -> np.ndarray:
 class LineTable:
     """The lines of a text in UTF-8, N of them, each a document: plain, or `tagged` conversations.
 
-    `begins`, `ends` (bytes) and `characters` (code points) are int64 (N,), `digests` uint8 (N, 16),
-    `kinds` uint8 (N,): `BLANK`; `HERE`, the kernels handle it; `FOR_PYTHON`, they do not,
+    `begins`, `ends` (bytes) and `characters` (code points) are int64 (N,), `digests` uint8 (N, 16)
+    or None, `kinds` uint8 (N,): `BLANK`; `HERE`, the kernels handle it; `FOR_PYTHON`, they do not,
     and its digest is not set.
     """
 
@@ -75,7 +75,7 @@ class LineTable:
     begins: np.ndarray
     ends: np.ndarray
     characters: np.ndarray
-    digests: np.ndarray
+    digests: np.ndarray | None
     kinds: np.ndarray
 
     BLANK, HERE, FOR_PYTHON = 0, 1, 2
@@ -87,20 +87,24 @@ class LineTable:
         return self.data, len(self.kinds), *pointers, self.tagged
 
 
-def scan_lines(data: bytes, tagged: bool, salt: bytes) -> LineTable:
+def scan_lines(data: bytes, tagged: bool, salt: bytes | None) -> LineTable:
     """Take a text apart into lines; the digests are those of BLAKE2b with this salt, 16 bytes.
 
-    Needs the compiled kernels.
+    None: no digests. Needs the compiled kernels.
     """
-    found, room = library(), data.count(b"\n") + 1
+    found, room = library(), int(np.count_nonzero(np.frombuffer(data, np.uint8) == 10)) + 1
     assert found is not None
     begins, ends, characters = (np.empty(room, np.int64) for _ in range(3))
-    digests, kinds = np.empty((room, 16), np.uint8), np.empty(room, np.uint8)
-    arrays = (begins, ends, characters, digests, kinds)
+    kinds = np.empty(room, np.uint8)
+    digests = None if salt is None else np.empty((room, 16), np.uint8)
     count = found.i3_lines_scan(
-        *(data, len(data), tagged, salt.ljust(16, b"\0")), *(array.ctypes for array in arrays)
+        *(data, len(data), tagged, (salt or b"").ljust(16, b"\0")),
+        *(begins.ctypes, ends.ctypes, characters.ctypes),
+        *(None if digests is None else digests.ctypes, kinds.ctypes),
     )
-    return LineTable(data, tagged, *(array[:count] for array in arrays))
+    digests = None if digests is None else digests[:count]
+    shapes = (begins[:count], ends[:count], characters[:count])
+    return LineTable(data, tagged, *shapes, digests, kinds[:count])
 
 
 class Encoder:
@@ -143,4 +147,4 @@ class Encoder:
         ids, id_ends = np.empty(len(table.data) + 2 * lines, np.uint16), np.zeros(lines, np.int64)
         arguments = table.arguments(selected)
         self._library.i3_lines_encode(self._tables, *arguments, ids.ctypes, id_ends.ctypes)
-        return ids[: id_ends[-1] if lines else 0].copy(), id_ends
+        return ids[: id_ends[-1] if lines else 0], id_ends

@@ -90,7 +90,6 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
     if device.type == "cpu":
         config, cost = plan_run(config, architecture)
         tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
-    write_atomic(run / "run.json", config.to_json().encode())
 
     torch.manual_seed(config.seed)
     network = I3Network(architecture).to(device)
@@ -99,6 +98,8 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         if resume:
             for note in trainer.resume():
                 tell("note", {"text": note})
+        # Not before: what a resumed run refuses must not become the run's own settings.
+        write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
             text = "the C kernels are not built (no compiler?); training runs on slower torch code"
             tell("note", {"text": text})

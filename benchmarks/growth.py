@@ -1,0 +1,91 @@
+"""Whether a long run grows: resident memory after 100 steps and at the end, in a process of its own.
+
+    python -m benchmarks.growth
+
+Evaluations and checkpoints are included. The training of i3-tiny at a window of 64 takes some minutes for 10,000 steps.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+
+NAME = "growth"
+EARLY = 100
+
+
+def measure(steps: int, folder: str) -> dict[str, Any]:
+    """Train in this process; return resident bytes after EARLY steps, at the end, and the peak."""
+    from i3lm.cli import group
+    from i3lm.training.hardware import resident_bytes
+    from i3lm.training.loop import Trainer
+
+    text = Path(folder) / "text.txt"
+    lines = (f"the {n % 97} birds saw {n * 7919 % 1009} red houses\n" for n in range(4000))
+    text.write_text("".join(lines), encoding="utf-8")
+    resident: list[int] = []
+    step = Trainer.step
+
+    def counted(trainer: Trainer, *arguments: Any, **options: Any) -> Any:
+        result = step(trainer, *arguments, **options)
+        resident.append(resident_bytes()[0])
+        return result
+
+    Trainer.step = counted  # type: ignore[method-assign]
+    flags = {
+        "--preset": "i3-tiny",
+        "--data": text,
+        "--out": Path(folder) / "run",
+        "--steps": steps,
+        "--context": 64,
+        "--batch-tokens": 64,
+        "--vocab-size": 400,
+        "--eval-every": EARLY // 2,
+        "--checkpoint-every": EARLY // 2,
+        "--threads": 1,
+    }
+    arguments = ["train", *(str(part) for pair in flags.items() for part in pair), "--quiet"]
+    group.main(arguments, standalone_mode=False)
+    early, late = resident[EARLY - 1], resident[-1]
+    return {
+        "steps": len(resident),
+        "early_bytes": early,
+        "late_bytes": late,
+        "growth": late / early - 1,
+    }
+
+
+def run(steps: int) -> dict[str, Any]:
+    """Return what the JSON holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return common.in_child("growth", "--one", folder, "--steps", str(steps))
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--one", help="measure in this process, files in this folder")
+    parser.add_argument("--out", type=Path, default=common.RESULTS / "growth.json")
+    options = parser.parse_args()
+    if options.steps <= EARLY:
+        sys.exit(f"error: {options.steps} steps are too few; take more than {EARLY}")
+    if options.one:
+        print(json.dumps(measure(options.steps, options.one)))
+        return
+    setting = common.setting()
+    result = {"benchmark": NAME, **run(options.steps), **setting}
+    common.save(result, options.out)
+    early, late = result["early_bytes"] / 1e6, result["late_bytes"] / 1e6
+    print(
+        f"{early:.1f} MB after {EARLY} steps, {late:.1f} after {result['steps']:,}: "
+        f"{100 * result['growth']:+.1f} %"
+    )
+
+
+if __name__ == "__main__":
+    main()
