@@ -8,14 +8,17 @@ import re
 from typing import Any
 
 from i3lm.data.conversations import Question, held_out, is_right, questions
+from i3lm.data.conversations.about_me import ABOUT_ME
+from i3lm.data.conversations.about_me import CHOICES as CHOICES_TOLD
 from i3lm.data.conversations.dice import Dice
-from i3lm.data.conversations.lexicon import OBJECTS, PETS
+from i3lm.data.conversations.lexicon import OBJECTS, PETS, number_word
 from i3lm.data.documents import line_form
 from i3lm.tasks.minimal_pairs import minimal_pairs
 
 QUESTIONS, CONVERSATIONS = 500, 300
 CHOICES = 4
 _STREAM = -2000  # of the order of choices
+_OWNER = re.compile(r"^[A-Z]\w+ has\b")
 _THING = re.compile(rf"\b({'|'.join((*OBJECTS, *PETS))})\b")
 Documents = dict[str, Any]
 
@@ -43,17 +46,9 @@ def chosen(**_: Any) -> Documents:
     rows = []
     for number, question in enumerate(every):
         dice, right = Dice(_STREAM, number), _answer(question)
-        if question.kind == "identity":
-            near = [name.rsplit(" ", 1)[1].capitalize() for name in question.others[:1]]
-            near += ["Anna", "Ben", "Luna"]
-        else:
-            near = _wrong(values[_sort(question)], question)
-            if len(near) < CHOICES - 1:
-                near += _wrong([v for sort in values if sort.startswith(question.kind)
-                                for v in values[sort]], question)  # fmt: skip
-            near = dice.shuffled(near[: max(CHOICES - 1, len(near) // 2)])
+        near = dice.shuffled(_wrong(question, values))
         replies = dict.fromkeys(_with(question.reply, right, value) for value in near)
-        wrong = [reply for reply in replies if reply != question.reply][: CHOICES - 1]
+        wrong = [reply for reply in replies if not is_right(question, reply)][: CHOICES - 1]
         order = dice.shuffled([question.reply, *wrong])
         rows.append(_row(question) | {"choices": order, "answer": order.index(question.reply)})
     return _split(rows)
@@ -97,10 +92,9 @@ def _row(question: Question) -> dict[str, Any]:
 def _answer(question: Question) -> str:
     """Return the answer as the right reply writes it."""
     for answer in question.answers:
-        found = re.search(rf"(?<!\w){re.escape(answer.removeprefix('is '))}(?!\w)",
-                          question.reply, re.IGNORECASE)  # fmt: skip
-        if found:
-            return found.group()
+        word = rf"(?<!\w){re.escape(answer.removeprefix('is '))}(?!\w)"
+        if found := re.findall(word, question.reply, re.IGNORECASE):
+            return found[-1]  # a sum may hold its result
     return question.reply
 
 
@@ -117,11 +111,23 @@ def _sort(question: Question) -> str:
         named = next((word for word in ("opposite", "capital") if word in words), None)
         return f"world {named or ' '.join(words[:2])}"
     reply = _with(question.reply, _answer(question), "_")
-    return f"{question.kind} {_THING.sub('thing', reply)}"
+    return f"{question.kind} {_OWNER.sub('Name has', _THING.sub('thing', reply))}"
 
 
-def _wrong(values: list[str], question: Question) -> list[str]:
-    return [*dict.fromkeys(v for v in values if v.lower() not in question.answers)]
+def _wrong(question: Question, values: dict[str, list[str]]) -> list[str]:
+    """Return wrong answers of the right sort: near numbers, or what might have been told."""
+    if question.kind == "identity":
+        return [question.others[0].rsplit(" ", 1)[1].capitalize(), "Anna", "Ben", "Luna"]
+    if question.kind == "arithmetic":
+        value = int(question.answers[1].removeprefix("is "))
+        return [number_word(value + by) for by in (-3, -2, -1, 1, 2, 3) if value + by >= 0]
+    for told, (_, _, _, (reply, *_), _) in ABOUT_ME.items():
+        if question.reply == reply.replace("{x}", _answer(question)):
+            return list(CHOICES_TOLD[told])
+    near = values[_sort(question)]
+    if len({*near}) <= CHOICES:
+        near = [v for sort in values if sort.startswith(question.kind) for v in values[sort]]
+    return [*dict.fromkeys(near)]
 
 
 def _plain(text: str) -> str:
