@@ -11,7 +11,7 @@ from i3lm.data.conversations import Question, held_out, is_right, questions
 from i3lm.data.conversations.about_me import ABOUT_ME
 from i3lm.data.conversations.about_me import CHOICES as CHOICES_TOLD
 from i3lm.data.conversations.dice import Dice
-from i3lm.data.conversations.lexicon import OBJECTS, PETS, number_word
+from i3lm.data.conversations.lexicon import OBJECTS, PETS, ROOMS, number_word
 from i3lm.data.documents import line_form
 from i3lm.tasks.minimal_pairs import minimal_pairs
 
@@ -121,6 +121,8 @@ def _wrong(question: Question, values: dict[str, list[str]]) -> list[str]:
     if question.kind == "arithmetic":
         value = int(question.answers[1].removeprefix("is "))
         return [number_word(value + by) for by in (-3, -2, -1, 1, 2, 3) if value + by >= 0]
+    if _answer(question) in ROOMS:
+        return list(ROOMS)
     for told, (_, _, _, (reply, *_), _) in ABOUT_ME.items():
         if question.reply == reply.replace("{x}", _answer(question)):
             return list(CHOICES_TOLD[told])
