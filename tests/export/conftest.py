@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from export_helpers import WINDOW
 
 os.environ["HF_DATASETS_OFFLINE"] = "1"  # before datasets is imported
 
@@ -13,8 +14,6 @@ from i3lm.folder import load_folder, save_folder
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
-
-WINDOW = 32
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import WINDOW
+from export_helpers import WINDOW
 
 from i3lm import evaluate, generation, onnx_generation
 from i3lm.__main__ import main

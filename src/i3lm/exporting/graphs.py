@@ -149,11 +149,22 @@ def write_graphs(network: I3Network, folder: Path, paths: tuple[str, str], weigh
 
     UserError where the packages are missing.
     """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter tells of its own steps, and of its own age
     try:
-        import onnx
-        import onnxscript  # noqa: F401  (what torch exports with)
-    except ImportError:
-        raise UserError(f"onnx and onnxscript are not installed: {INSTALL}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _write(network, folder, paths, weights)
+    except ImportError as error:
+        raise UserError(f"a package is missing ({error}): {INSTALL}") from None
+    finally:
+        logging.disable(before)
+
+
+def _write(network: I3Network, folder: Path, paths: tuple[str, str], weights: str) -> None:
+    import onnx
+    import onnxscript  # noqa: F401  (torch exports with it)
+
     batch, length, past = (torch.export.Dim(name) for name in ("batch", "length", "past"))
     c = network.config
     ids = torch.full((2, 5), 3)
@@ -185,24 +196,18 @@ def write_graphs(network: I3Network, folder: Path, paths: tuple[str, str], weigh
 
 def _exported(module: nn.Module, example: tuple, shapes: tuple) -> Any:
     names = ["input_ids", "attention_mask", *STATES][: len(example)]
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the exporter tells of its own steps
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module,
-                example,
-                dynamo=True,
-                verbose=False,
-                opset_version=OPSET,
-                input_names=names,
-                output_names=["logits", *(f"new_{name}" for name in STATES)],
-                dynamic_shapes=shapes,
-                external_data=False,
-            )
-    finally:
-        logging.disable(before)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=names,
+            output_names=["logits", *(f"new_{name}" for name in STATES)],
+            dynamic_shapes=shapes,
+            external_data=False,
+        )
     assert program is not None
     return program.model_proto
 

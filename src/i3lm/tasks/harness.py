@@ -109,14 +109,12 @@ class I3LM(LM):
 
     @torch.inference_mode()
     def _score(self, rows: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
-        if len(rows[0][1]) > self.window:  # longer than any window: rolling, without greedy
-            return [
-                (-score_tokens(self.loaded.network, np.array([*head, *tail]))[0], False)
-                for head, tail in rows
-            ]
         longest = max(len(head) + len(tail) for head, tail in rows) - 1
-        if longest > self.window:
-            return [self._score([row])[0] for row in rows]
+        if longest > self.window:  # a continuation that is longer than any window
+            if len(rows) > 1:
+                return [self._score([row])[0] for row in rows]
+            whole = np.array([*rows[0][0], *rows[0][1]])
+            return [(-score_tokens(self.loaded.network, whole)[0], False)]
         # Padding stands on the right, where a causal model does not see it.
         ids = torch.full((len(rows), longest), PAD)
         for i, (head, tail) in enumerate(rows):
@@ -219,7 +217,7 @@ def evaluate_tasks(
     groups = found.get("groups", {})
     rows = {name: _metrics(row) for name, row in found["results"].items()}
     for name, count in counts.items():
-        rows[name]["samples"] = count
+        rows.setdefault(name, {})["samples"] = count
     context, stride = check_window(loaded.network, None, None)
     return {
         "results": {name: row for name, row in rows.items() if row and name not in groups},
@@ -237,7 +235,9 @@ def _metrics(row: dict[str, Any]) -> dict[str, Any]:
         metric, _, filtered = name.partition(",")
         if not isinstance(value, int | float) or not filtered or math.isnan(value):
             continue
-        values[metric if filtered == "none" else f"{metric} ({filtered})"] = value
+        plain = metric.removesuffix("_stderr")
+        shown = plain if filtered == "none" else f"{plain} ({filtered})"
+        values[shown + metric.removeprefix(plain)] = value
     return values
 
 
