@@ -18,10 +18,9 @@ from i3lm.errors import UserError
 from i3lm.model.layers_i3 import head_logits
 from i3lm.model.network import I3Network
 from i3lm.model.ops_i3 import stable_transition
+from i3lm.onnx_generation import INSTALL, STATES
 
-STATES = ("keys", "values", "h", "s")
 OPSET = 18
-INSTALL = "pip install 'i3lm[export]'"
 SHARED = 1024  # bytes from which on a tensor lies in the file that both graphs share
 ALIGNMENT = 64
 
