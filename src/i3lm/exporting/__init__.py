@@ -1,7 +1,6 @@
 """Export a model folder: ONNX graphs, matrices of few bits, LoRPt merged to plain linears."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.exporting.graphs import write_graphs
 from i3lm.exporting.measuring import compare, same_logits, same_tokens
-from i3lm.files import atomic_folder, read_small, write_atomic
+from i3lm.files import atomic_folder, write_atomic
 from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.lorpt import merge
 from i3lm.onnx_generation import DECODE, PREFILL, WEIGHTS, OnnxModel
-from i3lm.presets import DenseArchitecture
+from i3lm.presets import Architecture, DenseArchitecture
 from i3lm.quantizing import quantize
 
 FORMS = ("onnx", "int8", "int4", "dense")
@@ -28,8 +27,7 @@ _BESIDE = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-_USE = {
-    "onnx": """
+ONNX_USE = """
 Two ONNX graphs: `prefill.onnx` reads a prompt, `decode.onnx` a token more; `weights.bin` belongs to
 both. They run without torch, by `pip install 'i3lm[export]'`:
 
@@ -38,8 +36,7 @@ from i3lm.onnx_generation import generate
 
 print(generate("PATH_OF_THIS_FOLDER", [{"role": "user", "content": "Who are you?"}]))
 ```
-""",
-}
+"""
 
 
 def export(
@@ -77,10 +74,7 @@ def export(
             elif to == "dense":
                 result["check"] = _dense(model, loaded, folder)
             else:
-                result["error"] = quantize(model, folder / "part", int(to[3:]))["error"]
-                for path in (folder / "part").iterdir():
-                    path.rename(folder / path.name)
-                (folder / "part").rmdir()
+                result["error"] = quantize(model, folder, int(to[3:]))["error"]
             if measure:
                 notify("measuring")
                 result |= compare(model, folder, to, data)
@@ -94,7 +88,7 @@ def _onnx(model: Path, loaded: Loaded, folder: Path) -> dict[str, Any]:
     for name in _BESIDE:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
-    _card(model, folder, "onnx", _USE["onnx"])
+    _card(model, folder, "onnx", loaded.architecture, ONNX_USE)
     return same_tokens(loaded, OnnxModel(folder))
 
 
@@ -106,23 +100,19 @@ def _dense(model: Path, loaded: Loaded, folder: Path) -> dict[str, Any]:
         raise UserError(f"{model} is in {loaded.weight_bits} bits; merge its original")
     network = load_folder(model).network
     merge(network)
-    network.config = DenseArchitecture(**dataclasses.asdict(loaded.architecture))
+    network.config = sizes = DenseArchitecture(**dataclasses.asdict(loaded.architecture))
     save_folder(folder, network, loaded.tokenizer)
-    _card(model, folder, "dense", "")
+    _card(model, folder, "dense", sizes)
     return same_logits(loaded, load_folder(folder))
 
 
-def _card(model: Path, folder: Path, form: str, use: str) -> None:
+def _card(model: Path, folder: Path, form: str, sizes: Architecture, use: str = "") -> None:
     """Give `folder` the card of the original, with its form and, if given, another use."""
     path = model / "README.md"
-    config = json.loads(read_small(folder / "config.json"))
-    parameters = DenseArchitecture if config.get("dense") else type(load_folder(model).architecture)
     if path.is_file():
         text = path.read_text(encoding="utf-8")
     else:
-        names = {field.name for field in dataclasses.fields(parameters)}
-        sizes = parameters(**{k: v for k, v in config.items() if k in names})
-        text = model_card(config, sizes.parameters, None)
+        text = model_card(dataclasses.asdict(sizes), sizes.parameters, None)
     before, found, rest = text.partition("\n## Use\n")
     given, found_model, after = rest.partition("\n## Model\n")
     line = f"\nExported as {form} (`i3lm export --to {form}`); the figures are the original's.\n"
