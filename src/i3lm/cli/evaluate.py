@@ -1,6 +1,7 @@
 """`i3lm eval`."""
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -91,6 +92,7 @@ def command(
 def _tasks(model: str, names: list[str], device: str, as_json: bool, **settings: Any) -> None:
     from i3lm.folder import load_folder
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported: no bar for each step
     try:
         import lm_eval  # noqa: F401
     except ImportError:

@@ -7,7 +7,6 @@ one token; a harness that encodes both at once and cuts then scores other text t
 import contextlib
 import logging
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,14 +243,9 @@ def _metrics(row: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the harness from telling of each of its steps."""
-    before, bars = logging.root.manager.disable, os.environ.get("TQDM_DISABLE")
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    os.environ["TQDM_DISABLE"] = "1"
     try:
         yield
     finally:
         logging.disable(before)
-        if bars is None:
-            os.environ.pop("TQDM_DISABLE", None)
-        else:
-            os.environ["TQDM_DISABLE"] = bars
