@@ -47,13 +47,14 @@ def test_transformers_saves_a_dense_folder_that_loads_again(dense, tmp_path):
     assert type(again.lm_head) is torch.nn.Linear
 
 
-def test_dense_can_be_quantized_and_exported_further(dense, tmp_path):
+def test_dense_can_be_quantized_and_exported_further(dense, folder, tmp_path):
     assert export(dense["folder"], tmp_path / "small", "int8", measure=False)["error"] < 0.02
     assert load_folder(tmp_path / "small").weight_bits == 8
     with pytest.raises(UserError, match="dense already"):
         export(dense["folder"], tmp_path / "again", "dense")
+    export(folder, tmp_path / "few", "int8", measure=False)
     with pytest.raises(UserError, match="merge its original"):
-        export(tmp_path / "small", tmp_path / "again", "dense")
+        export(tmp_path / "few", tmp_path / "again", "dense")
 
 
 @pytest.mark.parametrize("to", ["int8", "int4"])
