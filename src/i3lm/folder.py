@@ -16,7 +16,7 @@ from i3lm.files import read_small, write_atomic
 from i3lm.model.network import I3Network
 from i3lm.model.stored import GROUP, StoredMatrix, stored_in
 from i3lm.model.stored_i3 import store_for_inference
-from i3lm.presets import Architecture
+from i3lm.presets import Architecture, architecture_class
 from i3lm.tensorfile import Deferred, read_tensors, write_tensors
 from i3lm.tensorheader import Header, read_header
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
@@ -203,7 +203,8 @@ def _architecture(folder: Path) -> tuple[Architecture, int]:
         bits = config.get("weight_bits", 32)
         if bits not in (32, 8, 4):
             raise ValueError(f"weight_bits is {bits!r}")
-        return Architecture(**{field.name: config[field.name] for field in fields}), bits
+        kind = architecture_class(config)
+        return kind(**{field.name: config[field.name] for field in fields}), bits
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a model folder, it has no config.json; name one that i3lm train wrote"

@@ -3,13 +3,13 @@
 Needs torch alone; transformers' `generate` gives the same tokens for the same ids.
 """
 
-import codecs
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +17,35 @@ from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
 from i3lm.model.decoding import CompiledStep
 from i3lm.model.network import I3Network
-from i3lm.tokenizer import BOS, END_INST, EOS, INST, PAD, UNK, ChunkTokenizer
-from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
+from i3lm.streaming import (
+    Notify,
+    SamplingRule,
+    TokenText,
+    WindowDecoder,
+    decode_stream,
+    ignore,
+    split_prompt,
+    token_bytes,
+)
+from i3lm.tokenizer import EOS
+
+__all__ = [
+    "Decoder",
+    "Model",
+    "Notify",
+    "Sampling",
+    "TextStream",
+    "decode_stream",
+    "generate",
+    "ignore",
+    "make_generator",
+    "open_model",
+    "split_prompt",
+    "stream",
+    "token_bytes",
+]
 
 Model: TypeAlias = str | Path | Loaded
-Notify = Callable[[str], None]
-LONGEST_CHUNK = 3  # characters
-
-
-def ignore(notice: str) -> None:
-    """Drop a notice."""
 
 
 def open_model(model: Model) -> Loaded:
@@ -35,20 +54,8 @@ def open_model(model: Model) -> Loaded:
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. Temperature 0 takes the likeliest, whatever the rest says."""
-
-    temperature: float = 0.5
-    top_k: int | None = None  # draw among the k likeliest; None: among all
-    top_p: float | None = 0.95  # draw among the likeliest that together reach p; None: among all
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k is {self.top_k}; it must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+class Sampling(SamplingRule):
+    """How the next token is drawn, from torch's random numbers."""
 
     def pick(self, logits: Tensor, generator: torch.Generator) -> int:
         """Draw a token from logits (V,), float32 on the CPU."""
@@ -65,33 +72,32 @@ class Sampling:
         return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-class Decoder:
+class Decoder(WindowDecoder):
     """Feeds tokens to a network, which remembers its window of them.
 
     Past the window it reads the newest half window anew and goes on from there; `moved` tells.
     """
 
     def __init__(self, network: I3Network) -> None:
+        super().__init__(network.config.max_position_embeddings)
         self.network = network
-        self.window: int = network.config.max_position_embeddings
-        self.moved = False
         self._device = next(network.parameters()).device
-        self._ids: list[int] = []
         self._states = network.new_states()
         self._step = CompiledStep(network) if CompiledStep.fits(network) else None
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> Tensor:
         """Return the logits (V,) after `ids`, float32 on the CPU. At most a window of them."""
-        self._ids = [*self._ids, *ids][-self.window :]
-        if self._states[0].length + len(ids) > self.window:
-            self.moved = True
-            ids = self._ids[-max(1, self.window // 2) :]
-            self._states = self.network.new_states()
-        logits = self._last_logits(list(ids))
+        logits = self._last_logits(self._within_window(ids))
         if logits.isnan().any():
             raise UserError("the model's output is not a number; train it anew at a lower rate")
         return logits
+
+    def _held(self) -> int:
+        return self._states[0].length
+
+    def _forget(self) -> None:
+        self._states = self.network.new_states()
 
     def _last_logits(self, ids: list[int]) -> Tensor:
         if self._step is not None and len(ids) == 1 and self._states[0].length:
@@ -112,32 +118,8 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def token_bytes(tokenizer: ChunkTokenizer) -> list[bytes]:
-    """Return the UTF-8 bytes that each token stands for; none for special tokens."""
-    return [
-        b"" if i < FIRST_BYTE else bytes([i - FIRST_BYTE]) if i < FIRST_CHUNK else t.encode()
-        for i, t in enumerate(tokenizer.tokens)
-    ]
-
-
-def decode_stream(parts: Iterable[bytes], skip: int = 0) -> Iterator[str]:
-    """Yield the text of UTF-8 `parts` but its first `skip` bytes; a character comes as a whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for part in parts:
-        yield decoder.decode(part[skip:])
-        skip = max(0, skip - len(part))
-    yield decoder.decode(b"", final=True)
-
-
-class TextStream(Iterator[str]):
-    """The text that follows the tokens `ids`, in pieces, as they are generated.
-
-    Special tokens are never generated, but for those in `ends`, which end the text, as do the
-    strings in `stop`. The first bytes generated are `begin_with` and are not given out.
-    `tokens` counts what was generated so far, `prompt_tokens` are those of `ids`. After the end
-    `finish_reason` is "eos" (the model ended the text), "stop" (a stop string) or "length"
-    (max_new_tokens).
-    """
+class TextStream(TokenText):
+    """The text that follows the tokens `ids` by a network: see `TokenText`."""
 
     def __init__(
         self,
@@ -152,97 +134,20 @@ class TextStream(Iterator[str]):
         begin_with: bytes = b"",
         notify: Notify = ignore,
     ) -> None:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        if not all(stop):
-            raise UserError("a stop string is empty; leave it out")
-        self.tokens, self.prompt_tokens = 0, len(ids)
-        self.finish_reason: str | None = None
-        self._begin_with, self._ends, self._stop = begin_with, tuple(ends), tuple(stop)
-        self._bytes = token_bytes(loaded.tokenizer)
-        new = self._generate(loaded.network, ids, max_new_tokens, sampling, generator, notify)
-        self._pieces = self._cut(decode_stream((self._bytes[i] for i in new), len(begin_with)))
+        def pick(logits: np.ndarray) -> int:
+            return sampling.pick(torch.from_numpy(logits), generator)
 
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop generating."""
-        self._pieces.close()
-
-    def _generate(
-        self,
-        network: I3Network,
-        ids: Sequence[int],
-        limit: int,
-        sampling: Sampling,
-        generator: torch.Generator,
-        notify: Notify,
-    ) -> Iterator[int]:
-        decoder = Decoder(network)
-        banned = [i for i in (UNK, PAD, BOS, EOS, INST, END_INST) if i not in self._ends]
-        wanted = self._begin_with  # the generated text begins with the end of the prompt
-        told = len(ids) > decoder.window
-        if told:
-            notify(
-                f"the prompt has {len(ids)} tokens and the model's window {decoder.window}: "
-                "only the newest of them are read"
-            )
-            ids = ids[-decoder.window :]
-        while self.tokens < limit:
-            logits = decoder.feed(ids)
-            if decoder.moved and not told:
-                told = True
-                notify(
-                    f"past the model's window of {decoder.window} tokens: "
-                    f"going on from the newest {decoder.window // 2}"
-                )
-            logits = logits.index_fill(0, torch.tensor(banned), -torch.inf)
-            if wanted:
-                fitting = torch.tensor(self._fitting(wanted))
-                only = torch.full_like(logits, -torch.inf)
-                logits = only.index_copy(0, fitting, logits[fitting])
-            token = sampling.pick(logits, generator)
-            if token in self._ends:
-                self.finish_reason = "eos"
-                return
-            # What only repeats the prompt is not new.
-            self.tokens += len(self._bytes[token]) > len(wanted)
-            wanted = wanted[len(self._bytes[token]) :]
-            ids = [token]
-            yield token
-        self.finish_reason = "length"
-
-    def _fitting(self, wanted: bytes) -> list[int]:
-        """Return the chunks that begin `wanted` or begin with it; without any, its first byte."""
-        return [
-            i
-            for i, text in enumerate(self._bytes)
-            if i >= FIRST_CHUNK and (text.startswith(wanted) or wanted.startswith(text))
-        ] or [FIRST_BYTE + wanted[0]]
-
-    def _cut(self, pieces: Iterator[str]) -> Generator[str]:
-        """Yield `pieces` up to the first stop string; hold back what may be the start of one."""
-        held = ""
-        for piece in pieces:
-            held += piece
-            found = [at for at in (held.find(stop) for stop in self._stop) if at >= 0]
-            if found:
-                self.finish_reason = "stop"
-                held = held[: min(found)]
-                break
-            keep = max((_overlap(held, stop) for stop in self._stop), default=0)
-            ready, held = held[: len(held) - keep], held[len(held) - keep :]
-            if ready:
-                yield ready
-        if held:
-            yield held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
+        super().__init__(
+            loaded.tokenizer,
+            lambda: Decoder(loaded.network),
+            pick,
+            ids,
+            max_new_tokens=max_new_tokens,
+            ends=ends,
+            stop=stop,
+            begin_with=begin_with,
+            notify=notify,
+        )
 
 
 def make_generator(seed: int | None) -> torch.Generator:
@@ -255,23 +160,6 @@ def make_generator(seed: int | None) -> torch.Generator:
     else:
         raise UserError(f"seed {seed} does not fit 64 bits; choose a smaller one")
     return generator
-
-
-def split_prompt(tokenizer: ChunkTokenizer, prompt: str) -> tuple[list[int], bytes]:
-    """Return <bos> and the ids of `prompt` but its undecided end, and the bytes of that end.
-
-    A chunk whose three characters reach the end of the prompt may be cut differently once more
-    text follows ("th", "e": "the"). Text is therefore generated from the last sure token on, bound
-    to begin with the prompt's end.
-    """
-    ids = [int(i) for i in tokenizer.encode(prompt)]
-    kept, characters = len(ids), 0
-    while kept and ids[kept - 1] >= FIRST_CHUNK:
-        characters += len(tokenizer.tokens[ids[kept - 1]])
-        if characters > LONGEST_CHUNK:
-            break
-        kept -= 1
-    return [BOS, *ids[:kept]], "".join(tokenizer.tokens[i] for i in ids[kept:]).encode()
 
 
 def stream(

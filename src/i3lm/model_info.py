@@ -7,7 +7,7 @@ from typing import Any
 
 from i3lm.errors import UserError
 from i3lm.files import read_small
-from i3lm.presets import PRESETS, Architecture, find_preset
+from i3lm.presets import PRESETS, Architecture, architecture_class, find_preset
 from i3lm.tensorheader import read_header
 
 
@@ -64,8 +64,9 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: not an i3 model; name a folder that i3lm train wrote")
     names = {field.name for field in dataclasses.fields(Architecture)}
     try:
-        architecture = Architecture(**{k: v for k, v in config.items() if k in names})
-    except TypeError as error:
+        kind = architecture_class(config)
+        architecture = kind(**{k: v for k, v in config.items() if k in names})
+    except (TypeError, ValueError) as error:
         raise UserError(f"{folder / 'config.json'} is damaged ({error}); restore it") from error
     result = {"model": str(folder), **_costs(architecture)}
     bits = config.get("weight_bits", 32)

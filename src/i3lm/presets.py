@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from i3lm.errors import UserError
 
@@ -76,6 +78,27 @@ class Architecture:
         products = 6 * d * r + d * d + 2 * r * (d + f) + 2 * n * d + n * n
         attention = 2 * d * (t + 1) // 2
         return 6 * (self.num_hidden_layers * (products + attention) + r * (d + self.vocab_size))
+
+
+@dataclass(frozen=True)
+class DenseArchitecture(Architecture):
+    """The sizes of a model whose LoRPt pairs were merged to plain linear maps; not for training."""
+
+    dense: bool = True
+
+    def parameters_by_part(self) -> dict[str, int]:
+        """Return parameter counts; the parts sum to the total."""
+        v, d, f = self.vocab_size, self.hidden_size, self.intermediate_size
+        merged = {"feed-forward": self.num_hidden_layers * (2 * d * f + f + d), "head": v * d + v}
+        return super().parameters_by_part() | merged
+
+
+def architecture_class(config: Mapping[str, Any]) -> type[Architecture]:
+    """Return what holds the sizes in a config.json; ValueError where `dense` is no truth value."""
+    dense = config.get("dense", False)
+    if not isinstance(dense, bool):
+        raise ValueError(f"dense is {dense!r}")
+    return DenseArchitecture if dense else Architecture
 
 
 @dataclass(frozen=True)

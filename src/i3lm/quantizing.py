@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.files import write_atomic
+from i3lm.files import atomic_folder, write_atomic
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
@@ -40,8 +40,9 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
         stored[path] = StoredMatrix(*codes, matrix.shape, bits)
         lost += float((stored[path].read() - matrix.detach()).square().sum())
         whole += float(matrix.detach().square().sum())
-    save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
-    _card(model, out, bits)
+    with atomic_folder(out) as folder:
+        save_folder(folder, loaded.network, loaded.tokenizer, stored=stored)
+        _card(model, folder, bits)
     before, after = ((folder / "model.safetensors").stat().st_size for folder in (model, out))
     return {
         "folder": str(out),
@@ -58,7 +59,5 @@ def _card(model: Path, out: Path, bits: int) -> None:
     if not path.is_file():
         return
     before, found, after = path.read_text(encoding="utf-8").partition("\n## Use\n")
-    line = (
-        f"\nMatrices of {bits} bits a number (`i3lm quantize`); the figures are the original's.\n"
-    )
+    line = f"\nMatrices of {bits} bits a number (`i3lm export`); the figures are the original's.\n"
     write_atomic(out / "README.md", f"{before}{line if found else ''}{found}{after}".encode())

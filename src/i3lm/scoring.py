@@ -54,7 +54,7 @@ def score_tokens(
         raise UserError("there is nothing to score: the text gives fewer than 2 tokens")
     device = next(network.parameters()).device
     nats, count = 0.0, 0
-    for inputs, targets in _batches(tokens, context, stride, batch):
+    for inputs, targets in batches(tokens, context, stride, batch):
         scored = torch.from_numpy(targets).to(device)
         with torch.inference_mode():
             hidden = network.model(torch.from_numpy(inputs).to(device))
@@ -64,7 +64,7 @@ def score_tokens(
     return nats, count
 
 
-def _batches(
+def batches(
     tokens: np.ndarray, context: int, stride: int, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield inputs (B, T) and the targets (B, S) of their last S positions, both int64."""

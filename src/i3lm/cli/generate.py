@@ -33,12 +33,9 @@ def command(
     PROMPT - reads standard input; without one the model starts a text of its own.
     """
     prompt = text_or_stdin(prompt)
-    from i3lm.folder import load_folder
-    from i3lm.generation import stream
-
     notes: list[str] = []
-    notify = notes.append if as_json else note
-    text = stream(load_folder(model, device), prompt, stop=stop, notify=notify, **settings)
+    settings |= {"stop": stop, "notify": notes.append if as_json else note}
+    text = _stream(model, prompt, device, settings)
     if as_json:
         result = {"prompt": prompt, "text": "".join(text), "tokens": text.tokens}
         write_json(result | {"finish_reason": text.finish_reason, "notes": notes})
@@ -46,3 +43,14 @@ def command(
     for piece in text:
         write(piece)
     write("\n")
+
+
+def _stream(model: str, prompt: str, device: str, settings: dict[str, Any]) -> Any:
+    from i3lm import onnx_generation
+
+    if onnx_generation.is_onnx_folder(model):
+        return onnx_generation.stream(model, prompt, **settings)
+    from i3lm.folder import load_folder
+    from i3lm.generation import stream
+
+    return stream(load_folder(model, device), prompt, **settings)

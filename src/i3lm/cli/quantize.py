@@ -5,7 +5,7 @@ import click
 from i3lm.cli.common import json_option, write_json
 
 
-@click.command("quantize", short_help="Make a model's folder smaller: 4 or 8 bits a number.")
+@click.command("quantize", hidden=True)  # `export --to int4` says it now
 @click.argument("model")
 @click.option("--out", required=True, help="The new folder.")
 @click.option(

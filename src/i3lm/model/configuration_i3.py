@@ -21,7 +21,8 @@ class I3Config(PreTrainedConfig):
 
     `rank` is the rank R of attention's projections and of every LoRPt factor pair, `state_size`
     the N of the state space. Rows of the vocabulary from `used_vocab_size` on stand for no token
-    and are never generated. With `weight_bits` of 8 or 4 the matrices are stored so, for inference.
+    and are never generated. With `weight_bits` of 8 or 4 the matrices are stored so, for inference;
+    with `dense` each LoRPt pair is merged to one plain linear map.
     Raises ValueError for sizes that cannot be.
     """
 
@@ -50,6 +51,7 @@ class I3Config(PreTrainedConfig):
         initializer_range: float = 0.02,
         used_vocab_size: int | None = None,
         weight_bits: int = 32,
+        dense: bool = False,
         use_cache: bool = True,
         bos_token_id: int = 2,
         eos_token_id: int = 3,
@@ -69,6 +71,7 @@ class I3Config(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.used_vocab_size = used_vocab_size
         self.weight_bits = weight_bits
+        self.dense = dense
         self.use_cache = use_cache
         super().__init__(
             bos_token_id=bos_token_id,

@@ -43,7 +43,7 @@ class CompiledStep:
         self._outer: tuple[Tensor, ...] = (
             *(model.embed_tokens.weight, model.embed_positions.weight),
             *(model.norm.weight, model.norm.bias),
-            *(head.A.bfloat16(), head.B.bfloat16(), head.bias),  # type: ignore[assignment]
+            *(head.A.bfloat16(), head.B.bfloat16(), head.bias),
         )
         self._outer_addresses = (ctypes.c_void_p * len(self._outer))(*_addresses(self._outer))
         self._layer_addresses = [_addresses(parts) for parts in self._layers]

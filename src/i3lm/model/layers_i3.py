@@ -64,6 +64,13 @@ class LoRPtLinear(nn.Module):
         )
 
 
+def lorpt_map(config: Any, in_features: int, out_features: int, silent: bool = False) -> Any:
+    """Return a LoRPt map, or, where the config is `dense`, the plain one that it merges to."""
+    if getattr(config, "dense", False):
+        return nn.Linear(in_features, out_features)
+    return LoRPtLinear(in_features, out_features, config.rank, silent=silent)
+
+
 @torch.no_grad()
 def init_factors(A: Tensor, B: Tensor) -> None:
     """Fill A (out, R) and B (R, in) with orthogonal factors of equal spectral norm.
@@ -222,10 +229,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.up = LoRPtLinear(config.hidden_size, config.intermediate_size, config.rank)
-        self.down = LoRPtLinear(
-            config.intermediate_size, config.hidden_size, config.rank, silent=True
-        )
+        self.up = lorpt_map(config, config.hidden_size, config.intermediate_size)
+        self.down = lorpt_map(config, config.intermediate_size, config.hidden_size, silent=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""

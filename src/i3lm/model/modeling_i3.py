@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_i3 import I3Config
-from .layers_i3 import LoRPtLinear, build_backbone, head_logits, init_module
+from .layers_i3 import build_backbone, head_logits, init_module, lorpt_map
 from .stored_i3 import store_for_inference
 
 _LENGTHS = ("max_length", "max_new_tokens")
@@ -174,7 +174,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
     def __init__(self, config: I3Config) -> None:
         super().__init__(config)
         self.model = I3Model(config)
-        self.lm_head = LoRPtLinear(config.hidden_size, config.vocab_size, config.rank)
+        self.lm_head = lorpt_map(config, config.hidden_size, config.vocab_size)
         self._store()
         self.post_init()
 

@@ -6,13 +6,14 @@ Shapes: B batch, T time, D hidden size, H heads, K head size, V vocabulary.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i3lm.model.layers_i3 import (
-    LoRPtLinear,
     build_backbone,
     head_logits,
     init_module,
+    lorpt_map,
     used_rows,
 )
 from i3lm.model.ops_i3 import embedding, head_loss
@@ -99,7 +100,7 @@ class I3Network(nn.Module):
         super().__init__()
         self.config = config
         self.model = I3Backbone(config)
-        self.lm_head = LoRPtLinear(config.hidden_size, config.vocab_size, config.rank)
+        self.lm_head = lorpt_map(config, config.hidden_size, config.vocab_size)
         self.apply(lambda module: init_module(module, config))
 
     def forward(
@@ -119,6 +120,9 @@ class I3Network(nn.Module):
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed, of hidden (B, T, D) against targets (B, T)."""
         head, used = self.lm_head, used_rows(self.config)
+        if isinstance(head, nn.Linear):  # merged: of finished models only
+            logits = F.linear(hidden, head.weight[:used], head.bias[:used]).float()
+            return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
         assert head.bias is not None
         factors = head.A[:used], head.B, head.bias[:used]
         return head_loss(hidden.flatten(0, 1), *factors, targets.flatten())

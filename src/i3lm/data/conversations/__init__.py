@@ -19,12 +19,12 @@ from i3lm.data.conversations import (
 )
 from i3lm.data.conversations.dice import Dice
 from i3lm.data.conversations.flows import Flow
-from i3lm.data.conversations.questions import Question, is_right, questions
+from i3lm.data.conversations.questions import Question, held_out, is_right, questions
 from i3lm.data.conversations.talk import Talk
 from i3lm.data.documents import Message
 from i3lm.data.documents import line_form as as_line
 
-__all__ = ["Question", "as_line", "conversation", "generate", "is_right", "questions"]
+__all__ = ["Question", "as_line", "conversation", "generate", "held_out", "is_right", "questions"]
 
 Topic = Callable[[Talk], None]
 

@@ -56,6 +56,12 @@ def questions(count: int, seed: int = 0) -> Iterator[Question]:
         yield Question(talk.messages[:-1], answers, kind, others, talk.messages[-1]["content"])
 
 
+def held_out(count: int, seed: int = 0) -> Iterator[list[Message]]:
+    """Yield `count` whole conversations: each of `questions` with its right reply."""
+    for question in questions(count, seed):
+        yield [*question.messages, {"role": "assistant", "content": question.reply}]
+
+
 Answers = tuple[tuple[str, ...], tuple[str, ...]]
 
 

@@ -1,0 +1,61 @@
+"""`i3lm export`."""
+
+from typing import Any
+
+import click
+
+from i3lm.cli.common import json_option, note, write_json
+
+
+@click.command("export", short_help="Write a model in another form: ONNX, few bits, dense.")
+@click.argument("model")
+@click.option(
+    "--to", required=True, type=click.Choice(["onnx", "int8", "int4", "dense"]),
+    help="onnx: graphs for onnxruntime. int8, int4: matrices of few bits."
+    " dense: LoRPt pairs merged to plain linear layers.",
+)  # fmt: skip
+@click.option("--out", required=True, help="The new folder.")
+@click.option(
+    "--data", multiple=True,
+    help="Text to compare on; may be repeated.  [default: held-out embedded conversations]",
+)  # fmt: skip
+@click.option("--measure/--no-measure", default=True, help="Compare size, speed and bits.")
+@json_option
+def command(model: str, out: str, as_json: bool, **settings: Any) -> None:
+    """Write the model in folder MODEL to a new folder in another form, and compare the two.
+
+    onnx runs by `i3lm generate` without torch; the other forms load like the original, in
+    transformers and in every i3lm command.
+
+    Example: i3lm export my-model --to int4 --out my-model-4bit
+    """
+    from i3lm.exporting import export
+
+    result = export(model, out, notify=(lambda text: None) if as_json else note, **settings)
+    if as_json:
+        write_json(result)
+        return
+    for line in _table(result):
+        click.echo(line)
+
+
+def _table(result: dict[str, Any]) -> list[str]:
+    lines = [result["folder"]]
+    check = result.get("check", {})
+    if check:
+        ties = f", {check['ties']} ties" if check.get("ties") else ""
+        lines.append(
+            f"checked against the original: {check['tokens']:,} tokens{ties}, "
+            f"largest difference of a logit {check['largest_difference']:.1g}"
+        )
+    if "rows" not in result:
+        return lines
+    lines += ["", f"{'form':<10} {'bytes':>13} {'tokens/s':>9} {'bits per character':>19}"]
+    lines += [
+        f"{row['form']:<10} {row['bytes']:>13,} {row['tokens_per_second']:>9,.0f} "
+        f"{row['bits_per_character']:>19.4f}"
+        for row in result["rows"]
+    ]
+    lines += ["", f"speed: {result['speed']}"]
+    lines += [f"text: {result['text']}, {result['characters']:,} characters; {result['rule']}"]
+    return lines

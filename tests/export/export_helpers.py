@@ -1,0 +1,3 @@
+"""What the tests of exports share."""
+
+WINDOW = 32
