@@ -8,6 +8,7 @@ from i3lm.files import write_atomic
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
+from i3lm.tensorheader import weight_files
 
 # Shares of a group's largest number that are tried as its range: clipping it may cost less than
 # coarser steps for all others.
@@ -42,7 +43,9 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
         whole += float(matrix.detach().square().sum())
     save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
     _card(model, out, bits)
-    before, after = ((folder / "model.safetensors").stat().st_size for folder in (model, out))
+    before, after = (
+        sum(path.stat().st_size for path in weight_files(folder)) for folder in (model, out)
+    )
     return {
         "folder": str(out),
         "bits": bits,
