@@ -37,7 +37,7 @@ def test_the_window_is_the_default_length(model, prompts):
 
 def test_embeddings_count_towards_the_window(model, prompts):
     embeds = model.get_input_embeddings()(prompts)
-    whole = model.generate(prompts, max_new_tokens=500, **PLAIN)
+    whole = model.generate(prompts, max_new_tokens=WINDOW - LENGTH, **PLAIN)
     alone = model.generate(inputs_embeds=embeds, max_new_tokens=500, **PLAIN)
     assert torch.equal(alone, whole[:, LENGTH:])
     both = model.generate(prompts, inputs_embeds=embeds, max_new_tokens=500, **PLAIN)

@@ -9,16 +9,34 @@ from transformers import GenerationMixin
 from transformers.generation import (
     GenerationConfig,
     LogitsProcessorList,
+    MaxLengthCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.utils import logging
 
+from .cache_i3 import adopt
 from .window_i3 import kept_of_prompt, last_before_move, reserve, starts
 
 logger = logging.get_logger(__name__)
 
 _LENGTHS = ("max_length", "max_new_tokens")
+
+
+# What transformers would not refuse, or only by a crash: name, what it may be, in words.
+_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("temperature", lambda x: 0 <= x < float("inf"), "a finite number, at least 0"),
+    ("top_p", lambda x: 0 <= x <= 1, "between 0 and 1"),
+    ("num_beams", lambda x: x >= 1, "at least 1"),
+    ("num_return_sequences", lambda x: x >= 1, "at least 1"),
+)
+
+
+def _check_settings(kwargs: dict[str, Any], config: GenerationConfig | None) -> None:
+    for name, fits, words in _SETTINGS:
+        value = kwargs.get(name, getattr(config, name, None))
+        if value is not None and not fits(value):
+            raise ValueError(f"{name} is {value!r}; it must be {words}")
 
 
 class _WindowFull(StoppingCriteria):
@@ -53,8 +71,11 @@ class I3GenerationMixin(GenerationMixin):
         `inputs_embeds`, which cannot be read anew, it ends there. The default length fills the
         window.
         """
+        _check_settings(kwargs, generation_config)
         window = self.config.max_position_embeddings
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+        if kwargs.get("past_key_values") is not None:
+            adopt(kwargs["past_key_values"], self.config.num_hidden_layers)
         criteria = StoppingCriteriaList(stopping_criteria or [])
         shown, columns = ids, 0 if ids is None else ids.shape[1]
         if kwargs.get("inputs_embeds") is not None:
@@ -181,6 +202,14 @@ class I3GenerationMixin(GenerationMixin):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+
+    def _get_stopping_criteria(self, *args: Any, **kwargs: Any) -> StoppingCriteriaList:
+        """Leave out the warning that nothing good comes beyond the window."""
+        criteria = super()._get_stopping_criteria(*args, **kwargs)
+        for criterion in criteria:
+            if isinstance(criterion, MaxLengthCriteria):
+                criterion.max_position_embeddings = None
+        return criteria
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """Let drafts end where the text would be read from elsewhere."""

@@ -115,6 +115,11 @@ class I3Model(I3PreTrainedModel):
 
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
+        elif not torch.compiler.is_compiling() and (position_ids.diff() < 0).any():
+            raise ValueError(
+                "positions go backwards: several texts in one row would run into one another; "
+                "give each text a row of its own, padded on the left"
+            )
         self._check_window(x.shape[1], position_ids, past_key_values)
         if isinstance(attention_mask, dict):
             mask, kept = attention_mask["full_attention"], attention_mask["linear_attention"]
