@@ -106,7 +106,7 @@ def test_lora_trains_saves_loads_and_merges(fresh, folder, tmp_path, name):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
     adapted = logits(model)
     assert not torch.allclose(adapted, plain)

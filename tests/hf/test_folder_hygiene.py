@@ -176,6 +176,8 @@ class Hub:
     def load(self, repo_id, **kwargs):
         from huggingface_hub import ModelCard
 
+        if "README.md" in self.files:
+            return ModelCard(self.files["README.md"].decode())
         if self.card is None:
             raise EntryNotFoundError("README.md")
         return ModelCard(self.card)

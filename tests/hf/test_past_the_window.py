@@ -167,7 +167,7 @@ def test_what_follows_a_full_cache_alone_is_refused(model):
     cache = model.generate(
         text(30), max_new_tokens=10, return_dict_in_generate=True, **PLAIN
     ).past_key_values
-    with pytest.raises(ValueError, match="give generate the whole text"):
+    with pytest.raises(ValueError, match="given the whole text"):
         model.generate(
             text(20), attention_mask=torch.ones(1, 59), past_key_values=cache, max_new_tokens=3,
             **PLAIN,

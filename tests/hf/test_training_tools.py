@@ -16,6 +16,10 @@ from i3lm.folder import load_folder
 
 pytest.importorskip("accelerate")
 
+# Its name until transformers 5.23 or so was gradient_checkpointing.
+NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in NAMES if name in TrainingArguments.__dataclass_fields__)
+
 TALK = [
     {"role": "user", "content": "Who are you?"},
     {"role": "assistant", "content": "I am i3."},
@@ -56,7 +60,7 @@ def losses(trainer) -> list[float]:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}, {"bf16": True}],
+    [{}, {CHECKPOINTING: True, "gradient_accumulation_steps": 2}, {"bf16": True}],
     ids=["plain", "checkpointing", "bf16"],
 )
 def test_the_trainer_trains_and_resumes_bit_for_bit(folder, hf_tokenizer, tmp_path, changes):
@@ -148,7 +152,7 @@ def test_fine_tuning_on_answers_alone(folder, hf_tokenizer, tmp_path):
     rows = conversation_rows(hf_tokenizer)
     trainer = Trainer(
         AutoModelForCausalLM.from_pretrained(folder),
-        arguments(tmp_path, max_steps=60, learning_rate=2e-2, save_steps=60),
+        arguments(tmp_path, max_steps=120, learning_rate=2e-2, save_steps=120),
         train_dataset=rows,
         data_collator=DataCollatorForTokenClassification(hf_tokenizer),
         processing_class=hf_tokenizer,
@@ -177,5 +181,5 @@ def test_fine_tuning_on_answers_alone(folder, hf_tokenizer, tmp_path):
     out = trainer.model.eval().generate(**ids, do_sample=False, max_new_tokens=20)
     answer = hf_tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer.strip() == "Anna likes cats."
-    state = json.loads((tmp_path / "checkpoint-60" / "trainer_state.json").read_text())
-    assert state["global_step"] == 60
+    state = json.loads((tmp_path / "checkpoint-120" / "trainer_state.json").read_text())
+    assert state["global_step"] == 120

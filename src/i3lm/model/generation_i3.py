@@ -166,15 +166,9 @@ class I3GenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Prepare a step; where the window is full, read the newest half of it anew."""
         window, length = self.config.max_position_embeddings, input_ids.shape[1]
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        new = next_sequence_length or length
-        whole = length >= past + new
-        if inputs_embeds is None and not whole and past + new > window:
-            raise ValueError(
-                f"{past + new} tokens are more than the model's window of {window}; "
-                "give generate the whole text, not only what follows the cache"
-            )
-        if inputs_embeds is None and whole and length > window:
+        if inputs_embeds is None and length > window:
+            new = next_sequence_length or length
+            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             first = input_ids.new_zeros(len(input_ids))
             if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
                 first = (attention_mask.cumsum(1) == 0).sum(1)

@@ -115,7 +115,11 @@ class I3Model(I3PreTrainedModel):
 
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
-        elif not torch.compiler.is_compiling() and (position_ids.diff() < 0).any():
+        elif (
+            position_ids.shape[-1] > 1
+            and not torch.compiler.is_compiling()
+            and (position_ids.diff() < 0).any()
+        ):
             raise ValueError(
                 "positions go backwards: several texts in one row would run into one another; "
                 "give each text a row of its own, padded on the left"
@@ -168,7 +172,10 @@ class I3Model(I3PreTrainedModel):
             return
         past = 0 if cache is None else int(cache.get_seq_length())
         if past + new > window and position_ids.max() >= window:
-            raise ValueError(f"{past + new} tokens are more than the model's window of {window}")
+            raise ValueError(
+                f"{past + new} tokens are more than the model's window of {window}; "
+                "generate goes on from a part of them where it is given the whole text"
+            )
 
     def _positions(
         self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None
