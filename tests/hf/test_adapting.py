@@ -69,6 +69,15 @@ def test_smaller_padded_and_random(fresh):
     assert out.max() < 100
 
 
+def test_resizing_leaves_what_is_trained_as_it_was(fresh):
+    with torch.no_grad():
+        fresh.resize_token_embeddings(470)
+    assert all(p.requires_grad for p in fresh.parameters())
+    fresh.requires_grad_(False)
+    fresh.resize_token_embeddings(480)
+    assert not any(p.requires_grad for p in fresh.parameters())
+
+
 def test_few_bits_are_not_resized(folder, tmp_path):
     quantize(folder, tmp_path / "q", bits=8)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "q")

@@ -137,7 +137,12 @@ def test_the_base_model_is_the_same_model(folder, tmp_path):
 
 def test_embeddings_are_found_and_replaced(folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
-    assert model.get_output_embeddings() is None
+    head = model.get_output_embeddings()
+    assert head is model.lm_head
+    with torch.no_grad():  # for tools that multiply by a dense matrix, as TRL does
+        hidden = model.model(IDS).last_hidden_state
+        dense = torch.nn.functional.linear(hidden, head.weight, head.bias)
+        torch.testing.assert_close(dense[..., :290], model(IDS).logits[..., :290])
     assert not model.config.tie_word_embeddings
     other = torch.nn.Embedding(450, 32)
     model.set_input_embeddings(other)

@@ -197,8 +197,11 @@ class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
         self._store()
         self.post_init()
 
-    def get_output_embeddings(self) -> None:
-        """Return None: the head is a pair of factors, not one matrix that could be tied."""
+    def _get_resized_lm_head(
+        self, old_lm_head: LoRPtLinear, new_num_tokens: int, *args: Any, **kwargs: Any
+    ) -> LoRPtLinear:
+        old_lm_head.resize(new_num_tokens)
+        return old_lm_head
 
     @can_return_tuple
     def forward(
@@ -268,10 +271,9 @@ class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
             )
         before = used_rows(self.config)
         after = before if new_num_tokens is None else new_num_tokens
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, False)
-        rows = embeddings.num_embeddings
+        with torch.enable_grad():  # else transformers takes the head for a frozen one
+            embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, False)
         with torch.no_grad():
-            self.lm_head.resize(rows)
             tables = [p for name, p in self.lm_head.named_parameters() if name != "B"]
             for table in [embeddings.weight, *tables] if mean_resizing else tables:
                 table[before:after] = table[:before].mean(0)
