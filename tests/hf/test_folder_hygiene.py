@@ -242,6 +242,30 @@ def test_a_card_that_somebody_wrote_stays(model, monkeypatch):
     assert front(hub.files["README.md"].decode())["license"] == "mit"
 
 
+def test_another_models_tokens_are_refused(model):
+    for wrong in (450, -1):
+        with pytest.raises(ValueError, match="take model and tokenizer from one folder"):
+            model.generate(torch.tensor([[7, wrong]]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: os.truncate(f / "model.safetensors", 4000),
+        lambda f: (f / "model.safetensors").unlink(),
+        lambda f: (f / "config.json").write_text('{"model_type": "gpt2", "architectures": []}'),
+        lambda f: (f / "config.json").write_text("{"),
+        lambda f: (f / "tokenizer.json").unlink(),
+    ],
+)
+def test_damaged_folders_are_errors_in_transformers_too(folder, tmp_path, damage):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(Exception, match=r"\w") as error:
+        pipeline("text-generation", model=str(copy))
+    assert not isinstance(error.value, AttributeError | TypeError | IndexError | KeyError)
+
+
 BAD_CHATS = [
     ([], "empty conversation|no user message"),
     ([{"role": "assistant", "content": "hi"}, {"role": "user", "content": "hi"}], "out of turn"),

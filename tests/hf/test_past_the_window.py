@@ -174,6 +174,17 @@ def test_what_follows_a_full_cache_alone_is_refused(model):
         )  # fmt: skip
 
 
+def test_what_follows_a_cache_that_moved_is_refused(model):
+    cache = model.generate(
+        text(60), max_new_tokens=2, return_dict_in_generate=True, **PLAIN
+    ).past_key_values
+    with pytest.raises(ValueError, match="give generate the whole text"):
+        model.generate(
+            text(4), attention_mask=torch.ones(1, 66), past_key_values=cache, max_new_tokens=3,
+            **PLAIN,
+        )  # fmt: skip
+
+
 def conversation(turns: int, words: int = 1) -> list[dict[str, str]]:
     roles = ("user", "assistant")
     return [

@@ -20,11 +20,11 @@ from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
 HERE = Path(__file__).parent
 QUESTIONS = ("Who are you?", "My name is Anna. What is my name?", "Hello!")
-STEPS, BATCH, WINDOW = 2500, 16, 64
+STEPS, BATCH, WINDOW = 1500, 16, 64
 
 
 def train() -> tuple[I3Network, ChunkTokenizer]:
-    """Return a model of about 80,000 parameters after two minutes of AdamW."""
+    """Return a model of about 80,000 parameters after a minute or two of AdamW."""
     conversations = list(generate(2000))
     counter = VocabularyCounter()
     for messages in conversations:
