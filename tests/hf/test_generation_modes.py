@@ -191,6 +191,8 @@ def test_compiled_static_decoding(folder, greedy):
     settings = {"cache_implementation": "static", "compile_config": compiling}
     assert torch.equal(model.generate(ids(), **GREEDY, **settings), greedy)
     assert hasattr(model, "_compiled_call")
+    long = {**PLAIN, "max_new_tokens": 60}  # past the window, where many positions are read anew
+    assert torch.equal(model.generate(ids(), **long, **settings), model.generate(ids(), **long))
 
 
 def test_stop_strings_and_streamers(model, hf_tokenizer, capsys):
