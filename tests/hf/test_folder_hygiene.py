@@ -253,7 +253,7 @@ def test_another_models_tokens_are_refused(model):
     [
         lambda f: os.truncate(f / "model.safetensors", 4000),
         lambda f: (f / "model.safetensors").unlink(),
-        lambda f: (f / "config.json").write_text('{"model_type": "gpt2", "architectures": []}'),
+        lambda f: (f / "config.json").write_text('{"model_type": "i4"}'),
         lambda f: (f / "config.json").write_text("{"),
         lambda f: (f / "tokenizer.json").unlink(),
     ],

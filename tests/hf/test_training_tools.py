@@ -141,9 +141,9 @@ def test_the_mask_covers_the_assistants_words_and_the_end(hf_tokenizer, network_
     ids, mask = encoded["input_ids"], encoded["assistant_masks"]
     assert ids == network_and_tokenizer[1].encode_conversation(TALK).tolist()
     said = hf_tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if m])
-    assert said == "I am i3.Anna likes cats.<eos>"
+    assert said == "I am i3.[INST]Anna likes cats.<eos>"  # what ends a turn is learned, too
     rest = hf_tokenizer.decode([i for i, m in zip(ids, mask, strict=True) if not m])
-    assert rest == "<bos>[INST]Who are you?[/INST][INST]hello there[/INST]"
+    assert rest == "<bos>[INST]Who are you?[/INST]hello there[/INST]"
     plain = hf_tokenizer.apply_chat_template(TALK, return_dict=False)
     assert plain == ids
 

@@ -76,6 +76,15 @@ class I3GenerationMixin(GenerationMixin):
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if kwargs.get("past_key_values") is not None:
             adopt(kwargs["past_key_values"], self.config.num_hidden_layers)
+        if (
+            ids is not None
+            and ids.numel()
+            and not 0 <= ids.min() <= ids.max() < self.config.vocab_size
+        ):
+            raise ValueError(
+                f"token {ids.max()} is beyond the model's vocabulary of {self.config.vocab_size}; "
+                "take model and tokenizer from one folder"
+            )
         criteria = StoppingCriteriaList(stopping_criteria or [])
         shown, columns = ids, 0 if ids is None else ids.shape[1]
         if kwargs.get("inputs_embeds") is not None:
@@ -116,8 +125,10 @@ class I3GenerationMixin(GenerationMixin):
         """Return what is read of prompts (B, T), padded on the left, with its mask in `kwargs`."""
         window, pad = self.config.max_position_embeddings, self.config.pad_token_id
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if mask is not None and (mask.ndim != 2 or mask.shape != ids.shape):
-            return ids  # only what follows the cache was given
+        if mask is not None and mask.shape != ids.shape:  # only what follows the cache was given
+            if getattr(cache, "has_moved", False):
+                raise ValueError("the cache has outgrown the window; give generate the whole text")
+            return ids
         real = (ids != pad).cumsum(1) > 0 if mask is None else mask.cumsum(1) > 0
         rows = [
             row[int(length) :]
@@ -166,15 +177,9 @@ class I3GenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """Prepare a step; where the window is full, read the newest half of it anew."""
         window, length = self.config.max_position_embeddings, input_ids.shape[1]
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        new = next_sequence_length or length
-        whole = length >= past + new
-        if inputs_embeds is None and not whole and past + new > window:
-            raise ValueError(
-                f"{past + new} tokens are more than the model's window of {window}; "
-                "give generate the whole text, not only what follows the cache"
-            )
-        if inputs_embeds is None and whole and length > window:
+        if inputs_embeds is None and length > window:
+            new = next_sequence_length or length
+            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             first = input_ids.new_zeros(len(input_ids))
             if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
                 first = (attention_mask.cumsum(1) == 0).sum(1)

@@ -59,6 +59,11 @@ class LoRPtLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix A B (out, in), for tools that want one; a product at each use."""
+        return self.A @ self.B
+
     @torch.no_grad()
     def resize(self, out_features: int) -> None:
         """Keep the first outputs, or add some whose rows of A and bias are zero."""

@@ -115,6 +115,15 @@ class I3Model(I3PreTrainedModel):
 
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
+        elif (
+            position_ids.shape[-1] > 1
+            and not torch.compiler.is_compiling()
+            and (position_ids.diff() < 0).any()
+        ):
+            raise ValueError(
+                "positions go backwards: several texts in one row would run into one another; "
+                "give each text a row of its own, padded on the left"
+            )
         self._check_window(x.shape[1], position_ids, past_key_values)
         if isinstance(attention_mask, dict):
             mask, kept = attention_mask["full_attention"], attention_mask["linear_attention"]
@@ -163,7 +172,10 @@ class I3Model(I3PreTrainedModel):
             return
         past = 0 if cache is None else int(cache.get_seq_length())
         if past + new > window and position_ids.max() >= window:
-            raise ValueError(f"{past + new} tokens are more than the model's window of {window}")
+            raise ValueError(
+                f"{past + new} tokens are more than the model's window of {window}; "
+                "generate goes on from a part of them where it is given the whole text"
+            )
 
     def _positions(
         self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None
@@ -185,8 +197,11 @@ class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
         self._store()
         self.post_init()
 
-    def get_output_embeddings(self) -> None:
-        """Return None: the head is a pair of factors, not one matrix that could be tied."""
+    def _get_resized_lm_head(
+        self, old_lm_head: LoRPtLinear, new_num_tokens: int, *args: Any, **kwargs: Any
+    ) -> LoRPtLinear:
+        old_lm_head.resize(new_num_tokens)
+        return old_lm_head
 
     @can_return_tuple
     def forward(
@@ -256,10 +271,9 @@ class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
             )
         before = used_rows(self.config)
         after = before if new_num_tokens is None else new_num_tokens
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, False)
-        rows = embeddings.num_embeddings
+        with torch.enable_grad():  # else transformers takes the head for a frozen one
+            embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, False)
         with torch.no_grad():
-            self.lm_head.resize(rows)
             tables = [p for name, p in self.lm_head.named_parameters() if name != "B"]
             for table in [embeddings.weight, *tables] if mean_resizing else tables:
                 table[before:after] = table[:before].mean(0)
