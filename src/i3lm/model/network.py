@@ -25,17 +25,12 @@ class LayerState:
     Keys and values live in buffers of `capacity` positions, made at the first use.
     """
 
-    recording = False
-
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
         self.recurrent: tuple[Tensor, Tensor] | None = None
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
-
-    def record(self, h: Tensor, s: Tensor) -> None:
-        """Never called: nothing is taken back here."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, T, K); return all of them so far."""
