@@ -40,8 +40,9 @@ class I3CacheLayer(LinearAttentionAndFullAttentionLayer):
             self.past = None
         return super().update_recurrent_state(recurrent_states, *args, **kwargs)
 
-    def record(self, states: Tensor) -> None:
-        """Keep states (B, T, D + N) after positions that were just read."""
+    def record(self, h: Tensor, s: Tensor) -> None:
+        """Keep the states h (B, T, D), s (B, T, N) after positions that were just read."""
+        states = torch.cat((h, s), dim=-1)
         self.past = states if self.past is None else torch.cat([self.past, states], dim=1)
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -114,7 +115,8 @@ class CachedState:
     def __init__(self, cache: Cache, index: int, hidden_size: int) -> None:
         self.cache, self.index, self.hidden_size = cache, index, hidden_size
         layer = cache.layers[index]
-        self.recording = isinstance(layer, I3CacheLayer) and layer.record_past
+        recording = isinstance(layer, I3CacheLayer) and layer.record_past
+        self.record = layer.record if recording else None
 
     @property
     def recurrent(self) -> tuple[Tensor, Tensor] | None:
@@ -127,10 +129,6 @@ class CachedState:
     @recurrent.setter
     def recurrent(self, state: tuple[Tensor, Tensor]) -> None:
         self.cache.update_recurrent_state(torch.cat(state, dim=-1), self.index)
-
-    def record(self, h: Tensor, s: Tensor) -> None:
-        """Keep the states h (B, T, D), s (B, T, N) after new positions."""
-        self.cache.layers[self.index].record(torch.cat((h, s), dim=-1))
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, T, K); return all of them so far."""

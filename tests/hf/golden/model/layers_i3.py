@@ -141,13 +141,13 @@ class Projection(nn.Linear):
 
 
 class State(Protocol):
-    """What a layer sees of a cache: `network.LayerState`, or transformers' cache wrapped."""
+    """What a layer sees of a cache: `network.LayerState`, or transformers' cache wrapped.
+
+    One that can be cut back also has `record`, which takes the recurrent state after each new
+    position: h (B, T, D), s (B, T, N).
+    """
 
     recurrent: tuple[Tensor, Tensor] | None
-    recording: bool  # whether it wants the recurrent state after each position
-
-    def record(self, h: Tensor, s: Tensor) -> None:
-        """Take the state after each new position: h (B, T, D), s (B, T, N)."""
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add keys and values (B, H, T, K); return all of them so far."""
@@ -196,14 +196,14 @@ class Recurrence(nn.Module):
         w, A = torch.sigmoid(self.w_mix), stable_transition(self.A)
         u = F.linear(x, self.B)
         x = x.to(A.dtype)
-        recording = state is not None and state.recording
-        D = torch.ones_like(self.D) if recording else self.D  # then y is h itself
+        record = getattr(state, "record", None)
+        D = torch.ones_like(self.D) if record else self.D  # then y is h itself
         y, s_BTN, h, s = recurrence(x, u.to(A.dtype), w, A, D, h.to(A.dtype), s.to(A.dtype))
         if state is not None:
             state.recurrent = (h, s)
-            if recording:
-                state.record(y, s_BTN)
-                y = self.D * y
+        if record:
+            record(y, s_BTN)
+            y = self.D * y
         return y + F.linear(s_BTN, self.C)
 
 

@@ -198,8 +198,10 @@ class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
         self.post_init()
 
     def _get_resized_lm_head(
-        self, old_lm_head: LoRPtLinear, new_num_tokens: int, *args: Any, **kwargs: Any
-    ) -> LoRPtLinear:
+        self, old_lm_head: nn.Module, new_num_tokens: int, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        if not isinstance(old_lm_head, LoRPtLinear):
+            return super()._get_resized_lm_head(old_lm_head, new_num_tokens, *args, **kwargs)
         old_lm_head.resize(new_num_tokens)
         return old_lm_head
 
