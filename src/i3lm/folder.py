@@ -10,23 +10,27 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.files import read_small, write_atomic
+from i3lm.model.card_i3 import model_card
 from i3lm.model.network import I3Network
 from i3lm.model.stored import GROUP, StoredMatrix, stored_in
 from i3lm.model.stored_i3 import store_for_inference
 from i3lm.presets import Architecture, architecture_class
 from i3lm.tensorfile import Deferred, read_tensors, write_tensors
-from i3lm.tensorheader import Header, read_header
+from i3lm.tensorheader import Entry, read_header, weight_files
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
 CODE = (
+    "cache_i3.py",
+    "card_i3.py",
     "configuration_i3.py",
+    "generation_i3.py",
     "layers_i3.py",
     "modeling_i3.py",
     "ops_i3.py",
     "stored_i3.py",
+    "window_i3.py",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration_i3.I3Config",
@@ -122,14 +126,19 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         )
     path = folder / "model.safetensors"
     try:
-        header = read_header(path)
-        own = header.metadata.get("i3")  # not in files that others wrote
-        network = _network_for(header, architecture, weight_bits)
+        headers = {}
+        for path in weight_files(folder):
+            headers[path] = read_header(path)
+        entries = {n: e for header in headers.values() for n, e in header.tensors.items()}
+        own = headers[path].metadata.get("i3")  # not in files that others wrote
+        network = _network_for(entries, architecture, weight_bits)
         if network is None or (own and json.loads(own) != dataclasses.asdict(architecture)):
             raise UserError(f"{path} does not fit its config.json; copy both from one run")
-        state = read_tensors(path, header)
+        state: dict[str, torch.Tensor] = {}
+        for path, header in headers.items():
+            state |= read_tensors(path, header)
     except FileNotFoundError:
-        raise UserError(f"{folder} has no model.safetensors; copy the whole folder") from None
+        raise UserError(f"{folder} has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None
     whole = {name: _matrix(state, name, p, weight_bits) for name, p in network.named_parameters()}
@@ -151,16 +160,18 @@ def _matrix(
     return StoredMatrix(codes, scales, parameter.shape, bits).read()
 
 
-def _network_for(header: Header, architecture: Architecture, bits: int) -> I3Network | None:
-    """Return a network without memory that the file's tensors fit, None if they do not."""
+def _network_for(
+    entries: dict[str, Entry], architecture: Architecture, bits: int
+) -> I3Network | None:
+    """Return a network without memory that a file's tensors fit, None if they do not."""
     # The total first: sizes from a damaged file may be too large to build even without memory.
     packed = 2 if bits == 4 else 1
     numbers = sum(
         entry.numbers * (packed if name.endswith("_codes") else 1)
-        for name, entry in header.tensors.items()
+        for name, entry in entries.items()
         if not name.endswith("_scales")
     )
-    if not 0 <= numbers - architecture.parameters < GROUP * len(header.tensors):
+    if not 0 <= numbers - architecture.parameters < GROUP * len(entries):
         return None
     with torch.device("meta"), _WithoutInitialisation():
         network = I3Network(architecture)
@@ -168,7 +179,7 @@ def _network_for(header: Header, architecture: Architecture, bits: int) -> I3Net
     if bits != 32:
         store_for_inference(pattern, bits)
     wanted = {n: (t.is_floating_point(), (*t.shape,)) for n, t in pattern.state_dict().items()}
-    found = {n: ("F" in entry.dtype, entry.shape) for n, entry in header.tensors.items()}
+    found = {n: ("F" in entry.dtype, entry.shape) for n, entry in entries.items()}
     return network if wanted == found else None
 
 

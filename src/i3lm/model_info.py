@@ -8,7 +8,7 @@ from typing import Any
 from i3lm.errors import UserError
 from i3lm.files import read_small
 from i3lm.presets import PRESETS, Architecture, architecture_class, find_preset
-from i3lm.tensorheader import read_header
+from i3lm.tensorheader import Entry, read_header, weight_files
 
 
 def info(model: str | Path) -> dict[str, Any]:
@@ -71,8 +71,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
     result = {"model": str(folder), **_costs(architecture)}
     bits = config.get("weight_bits", 32)
     result["weight_bits"] = bits
-    path = folder / "model.safetensors"
-    result["weights_file"] = _weights(path, architecture.parameters, bits)
+    result["weights_file"] = _weights(folder, architecture.parameters, bits)
     tokenizer = folder / "tokenizer.json"
     if tokenizer.exists():
         # Its special tokens are in the vocabulary, too.
@@ -98,10 +97,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _weights(path: Path, parameters: int, bits: int) -> dict[str, Any]:
-    """Return the size and the data types of the weight file."""
+def _weights(folder: Path, parameters: int, bits: int) -> dict[str, Any]:
+    """Return the size and the data types of the weight file, or files."""
+    path, size = folder / "model.safetensors", 0
+    tensors: list[Entry] = []
     try:
-        tensors = read_header(path).tensors.values()
+        for path in weight_files(folder):
+            tensors += read_header(path).tensors.values()
+            size += path.stat().st_size
     except FileNotFoundError:
         raise UserError(f"{path.parent}: it has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:
@@ -112,7 +115,7 @@ def _weights(path: Path, parameters: int, bits: int) -> dict[str, Any]:
             f"{path} has {count:,} parameters, its config.json describes {parameters:,}; "
             "copy both from one run"
         )
-    return {"bytes": path.stat().st_size, "types": sorted({entry.dtype for entry in tensors})}
+    return {"bytes": size, "types": sorted({entry.dtype for entry in tensors})}
 
 
 def _last_row(path: Path) -> dict[str, Any] | None:

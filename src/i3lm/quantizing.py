@@ -8,6 +8,7 @@ from i3lm.files import atomic_folder, write_atomic
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
+from i3lm.tensorheader import weight_files
 
 # Shares of a group's largest number that are tried as its range: clipping it may cost less than
 # coarser steps for all others.
@@ -43,7 +44,9 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
     with atomic_folder(out) as folder:
         save_folder(folder, loaded.network, loaded.tokenizer, stored=stored)
         _card(model, folder, bits)
-    before, after = ((folder / "model.safetensors").stat().st_size for folder in (model, out))
+    before, after = (
+        sum(path.stat().st_size for path in weight_files(folder)) for folder in (model, out)
+    )
     return {
         "folder": str(out),
         "bits": bits,

@@ -6,12 +6,13 @@ Format: https://github.com/huggingface/safetensors#format. No torch: `i3lm info`
 import json
 import math
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from i3lm.files import open_without_waiting
+from i3lm.files import open_without_waiting, read_small
 
 # Bytes of a number, by the format's names of those types that models, states and codes have.
 BYTES = {
@@ -19,6 +20,7 @@ BYTES = {
 }  # fmt: skip
 # Far beyond any model of ours, small enough to be read from a file that nobody knows.
 HEADER_BYTES, TENSORS = 16 << 20, 100_000
+SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,24 @@ class Header:
     tensors: dict[str, Entry]
     metadata: dict[str, str]
     begin: int  # position of the first tensor's bytes
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """Return a model folder's weight files: model.safetensors, or those that its index names.
+
+    transformers divides large models so. ValueError for a damaged index; OSError.
+    """
+    whole = Path(folder) / "model.safetensors"
+    index = whole.with_name(f"{whole.name}.index.json")
+    if whole.exists() or not index.exists():
+        return [whole]
+    try:
+        names = {*json.loads(read_small(index))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index.name} is no index of weight files") from None
+    if not names or not all(isinstance(n, str) and SHARD.fullmatch(n) for n in names):
+        raise ValueError(f"{index.name} names no weight files beside it")
+    return [whole.with_name(name) for name in sorted(names)]
 
 
 def read_header(path: str | Path) -> Header:

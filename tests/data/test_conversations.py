@@ -197,7 +197,8 @@ def test_small_problems_and_comparisons_are_right(sample):
                 a, b = VALUE[match[1].lower()], VALUE[match[3].lower()]
                 operation = "plus" if match[2].lower() in ("get", "buy") else "minus"
                 now = result((operation, a, b))
-                assert re.search(rf"\b{number_word(now)}\. Now you have {number_word(now)} \w+s\.", reply)
+                word = number_word(now)
+                assert re.search(rf"\b{word}\. Now you have {word} \w+s\.", reply)
                 assert not reserved(operation, a, b)
                 checked += 1
             if match := ages.search(text):

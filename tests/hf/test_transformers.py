@@ -93,13 +93,6 @@ def test_inputs_embeds_give_the_same_text(model, uncached):
     assert torch.equal(out, uncached[:, 9:])
 
 
-def test_generation_ends_with_the_window(model):
-    out = model.generate(prompts(1), **{**GREEDY, "max_new_tokens": 500, "eos_token_id": None})
-    assert out.shape[1] == WINDOW
-    with pytest.raises(ValueError, match="window"):
-        model.generate(prompts(1, WINDOW), **GREEDY)
-
-
 def test_unused_rows_are_never_generated(model, network_and_tokenizer):
     used = len(network_and_tokenizer[1])
     torch.manual_seed(0)

@@ -157,7 +157,7 @@ def test_assistant_mask_covers_the_replies_and_the_end(tokenizer, fast):
         for number, mark in zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)
         if mark
     ]
-    expected = [*tokenizer.encode("sat on"), *tokenizer.encode("the mat"), EOS]
+    expected = [*tokenizer.encode("sat on"), INST, *tokenizer.encode("the mat"), EOS]
     assert marked == expected
 
 

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops_i3
-from .ops_i3 import causal_attention, lorpt, recompute, recurrence, stable_transition
+from .ops_i3 import (
+    attention_weights,
+    causal_attention,
+    lorpt,
+    recompute,
+    recurrence,
+    stable_transition,
+)
 
 # How loud the previous token is beside the current one, and how sharply the first head compares
 # them, at the start (docs/log.md).
@@ -51,6 +58,20 @@ class LoRPtLinear(nn.Module):
             nn.init.zeros_(self.A)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix A B (out, in), for tools that want one; a product at each use."""
+        return self.A @ self.B
+
+    @torch.no_grad()
+    def resize(self, out_features: int) -> None:
+        """Keep the first outputs, or add some whose rows of A and bias are zero."""
+        more = out_features - self.out_features
+        self.A = nn.Parameter(F.pad(self.A, (0, 0, 0, more)), self.A.requires_grad)
+        if self.bias is not None:
+            self.bias = nn.Parameter(F.pad(self.bias, (0, more)), self.bias.requires_grad)
+        self.out_features = out_features
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., in) to (..., out)."""
@@ -127,7 +148,11 @@ class Projection(nn.Linear):
 
 
 class State(Protocol):
-    """What a layer sees of a cache: `network.LayerState`, or transformers' cache wrapped."""
+    """What a layer sees of a cache: `network.LayerState`, or transformers' cache wrapped.
+
+    One that can be cut back also has `record`, which takes the recurrent state after each new
+    position: h (B, T, D), s (B, T, N).
+    """
 
     recurrent: tuple[Tensor, Tensor] | None
 
@@ -178,9 +203,14 @@ class Recurrence(nn.Module):
         w, A = torch.sigmoid(self.w_mix), stable_transition(self.A)
         u = F.linear(x, self.B)
         x = x.to(A.dtype)
-        y, s_BTN, h, s = recurrence(x, u.to(A.dtype), w, A, self.D, h.to(A.dtype), s.to(A.dtype))
+        record = getattr(state, "record", None)
+        D = torch.ones_like(self.D) if record else self.D  # then y is h itself
+        y, s_BTN, h, s = recurrence(x, u.to(A.dtype), w, A, D, h.to(A.dtype), s.to(A.dtype))
         if state is not None:
             state.recurrent = (h, s)
+        if record:
+            record(y, s_BTN)
+            y = self.D * y
         return y + F.linear(s_BTN, self.C)
 
 
@@ -204,11 +234,18 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, K)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, state: State | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        state: State | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
         """Attend over x (B, T, D) and what `state` holds.
 
         mask: (B or 1, 1, T, T_all), boolean (True: may attend) or additive. None: each of the first
-        T positions sees its past, or the one new position sees all.
+        T positions sees its past, or the one new position sees all. The probabilities
+        (B, H, T, T_all) are appended to `weights`.
         """
         q, k, v = self.qkv_down(x).chunk(3, dim=-1)
         q, k, v = (
@@ -217,7 +254,10 @@ class Attention(nn.Module):
         if state is not None:
             k, v = state.append(k, v)
         steps = q.shape[2]
-        if mask is None and steps > 1:  # keys beyond the queries are room of a static cache
+        if weights is not None:
+            weights.append(attention_weights(q, k, mask))
+            y = weights[-1] @ v
+        elif mask is None and steps > 1:  # keys beyond the queries are room of a static cache
             y = causal_attention(q, k[:, :, :steps], v[:, :, :steps])
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -297,16 +337,17 @@ class I3Layer(nn.Module):
         mask: Tensor | None = None,
         padding: Tensor | None = None,
         state: State | None = None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         """Transform x (B, T, D). `padding` (B, T, 1) is 0 where a token must leave no trace."""
-        if mask is None and padding is None and state is None:
+        if mask is None and padding is None and state is None and weights is None:
             y = None if ops_i3.fused_layer is None else ops_i3.fused_layer(self, x)
             if y is not None:
                 return y
             again = self.checkpointing != "none" or self.held is not None  # torch has no selection
             if again and torch.is_grad_enabled():
                 return recompute(self._branches, x, self._hold)
-        return self._branches(x, mask, padding, state)
+        return self._branches(x, mask, padding, state, weights)
 
     def _hold(self) -> AbstractContextManager:
         return nullcontext() if self.held is None else self.held(self.parameters())
@@ -317,12 +358,13 @@ class I3Layer(nn.Module):
         mask: Tensor | None = None,
         padding: Tensor | None = None,
         state: State | None = None,
+        weights: list[Tensor] | None = None,
     ) -> Tensor:
         mixed = self.recurrence_norm(x)
         if padding is not None:
             mixed = mixed * padding
         x = x + self.recurrence(mixed, state)
-        x = x + self.attention(self.attention_norm(x), mask, state)
+        x = x + self.attention(self.attention_norm(x), mask, state, weights)
         return x + self.ffn(self.ffn_norm(x))
 
 

@@ -1,58 +1,33 @@
 """i3 for transformers: the modules of `layers_i3` with caches, masks and `generate`."""
 
+import contextlib
+import copy
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import (
-    GenerationConfig,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
+from .cache_i3 import CachedState, adopt
+from .card_i3 import model_card, placed
 from .configuration_i3 import I3Config
-from .layers_i3 import build_backbone, head_logits, init_module, lorpt_map
+from .generation_i3 import I3GenerationMixin
+from .layers_i3 import (
+    LoRPtLinear,
+    build_backbone,
+    head_logits,
+    init_module,
+    lorpt_map,
+    used_rows,
+)
 from .stored_i3 import store_for_inference
-
-_LENGTHS = ("max_length", "max_new_tokens")
-
-
-class _CachedState:
-    """One layer's part of a transformers cache, as the `State` that `I3Layer` goes on from."""
-
-    def __init__(self, cache: Cache, index: int, hidden_size: int) -> None:
-        self.cache, self.index, self.hidden_size = cache, index, hidden_size
-
-    @property
-    def recurrent(self) -> tuple[Tensor, Tensor] | None:
-        joined = self.cache.layers[self.index].recurrent_states[0]
-        if joined is None:
-            return None
-        return joined[:, : self.hidden_size], joined[:, self.hidden_size :]
-
-    @recurrent.setter
-    def recurrent(self, state: tuple[Tensor, Tensor]) -> None:
-        self.cache.update_recurrent_state(torch.cat(state, dim=-1), self.index)
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cache.update(keys, values, self.index)
-
-
-class _WindowFull(StoppingCriteria):
-    """Ends generation where no position is left, at `length` ids."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        full = input_ids.shape[1] >= self.length
-        return torch.full((input_ids.shape[0],), full, device=input_ids.device)
 
 
 class I3PreTrainedModel(PreTrainedModel):
@@ -63,22 +38,45 @@ class I3PreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["I3Layer"]  # noqa: RUF012
     _supports_sdpa = True
-    # A cache cannot be cut back: the recurrent state holds the past in sum.
-    _is_stateful = True
 
     def _init_weights(self, module: nn.Module) -> None:
         if not getattr(module, "is_stored", False):
             init_module(module, self.config)
 
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:
+        """Save as transformers does, with the model card of the folder that this came from."""
+        card = self._card()  # first: it may be saved where it came from
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "README.md"
+        if path.parent.is_dir() and not path.exists():
+            path.write_text(card, encoding="utf-8")
+
+    def _card(self) -> str:
+        name, found = str(self.config._name_or_path), None
+        if name:
+            with contextlib.suppress(OSError, ValueError):  # it is gone, or never was a place
+                found = cached_file(name, "README.md")
+        if found is not None:
+            return Path(found).read_text(encoding="utf-8")
+        config = copy.deepcopy(self.config)
+        config.weight_bits = 32  # else matrices are buffers, and not counted
+        with torch.device("meta"):
+            parameters = type(self)(config).num_parameters()
+        return model_card(config.to_dict(), parameters, None)
+
+    def _upload_modified_files(
+        self, working_dir: str | PathLike, repo_id: str, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Upload with our card where transformers would put a form that nobody has filled in."""
+        path = Path(working_dir) / "README.md"
+        if path.exists():
+            card = placed(self._card(), repo_id, path.read_text(encoding="utf-8"))
+            path.write_text(card, encoding="utf-8")
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
     def _store(self) -> None:
         if self.config.weight_bits != 32:
             store_for_inference(self, self.config.weight_bits)
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """Refuse with NotImplementedError: transformers would leave the factored head behind."""
-        raise NotImplementedError(
-            "the vocabulary of an i3 model cannot be resized; train one with a larger --vocab-size"
-        )
 
 
 class I3Model(I3PreTrainedModel):
@@ -101,13 +99,15 @@ class I3Model(I3PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast | tuple:
         """Run the backbone.
 
         attention_mask: (B, T_all), 0 for padding, which must stand on the left. position_ids:
-        (B, T), counted over unpadded tokens by default. Raises ValueError for wrong inputs and for
-        more tokens than the window holds.
+        (B, T), counted over unpadded tokens by default. With `output_attentions` each layer's
+        probabilities (B, H, T, T_all) are returned. Raises ValueError for wrong inputs and for more
+        tokens than the window holds.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -117,12 +117,21 @@ class I3Model(I3PreTrainedModel):
             use_cache, past_key_values = False, None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            adopt(past_key_values, len(self.layers))
 
         if position_ids is None:
             position_ids = self._positions(x, attention_mask, past_key_values)
-        window = self.config.max_position_embeddings
-        if x.shape[1] > window and position_ids.max() >= window:
-            raise ValueError(f"{x.shape[1]} tokens are more than the model's window of {window}")
+        elif (
+            position_ids.shape[-1] > 1
+            and not torch.compiler.is_compiling()
+            and (position_ids.diff() < 0).any()
+        ):
+            raise ValueError(
+                "positions go backwards: several texts in one row would run into one another; "
+                "give each text a row of its own, padded on the left"
+            )
+        self._check_window(x.shape[1], position_ids, past_key_values)
         if isinstance(attention_mask, dict):
             mask, kept = attention_mask["full_attention"], attention_mask["linear_attention"]
         else:
@@ -140,14 +149,19 @@ class I3Model(I3PreTrainedModel):
 
         x = x + self.embed_positions(position_ids)
         hidden_states: tuple[Tensor, ...] = (x,)
+        weights: list[Tensor] | None = None
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            weights = []
         for index, layer in enumerate(self.layers):
             state = None
             if past_key_values is not None:
-                state = _CachedState(past_key_values, index, self.config.hidden_size)
+                state = CachedState(past_key_values, index, self.config.hidden_size)
             if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(layer.__call__, x, mask, padding, None)
+                x = self._gradient_checkpointing_func(
+                    layer.__call__, x, mask, padding, None, weights
+                )
             else:
-                x = layer(x, mask, padding, state)
+                x = layer(x, mask, padding, state, weights)
             hidden_states += (x,)
         x = self.norm(x)
         return BaseModelOutputWithPast(
@@ -156,7 +170,19 @@ class I3Model(I3PreTrainedModel):
             hidden_states=(*hidden_states[:-1], x)
             if self.config.output_hidden_states or output_hidden_states
             else None,
+            attentions=None if weights is None else tuple(weights),
         )
+
+    def _check_window(self, new: int, position_ids: Tensor, cache: Cache | None) -> None:
+        window = self.config.max_position_embeddings
+        if torch.compiler.is_compiling():
+            return
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past + new > window and position_ids.max() >= window:
+            raise ValueError(
+                f"{past + new} tokens are more than the model's window of {window}; "
+                "generate goes on from a part of them where it is given the whole text"
+            )
 
     def _positions(
         self, x: Tensor, attention_mask: Tensor | dict | None, cache: Cache | None
@@ -168,7 +194,7 @@ class I3Model(I3PreTrainedModel):
         return torch.arange(x.shape[1], device=x.device)[None] + past
 
 
-class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
+class I3ForCausalLM(I3PreTrainedModel, I3GenerationMixin):
     """i3 with its LoRPt head, for generation and training."""
 
     def __init__(self, config: I3Config) -> None:
@@ -178,8 +204,13 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
         self._store()
         self.post_init()
 
-    def get_output_embeddings(self) -> None:
-        """Return None: the head is a pair of factors, not one matrix that could be tied."""
+    def _get_resized_lm_head(
+        self, old_lm_head: nn.Module, new_num_tokens: int, *args: Any, **kwargs: Any
+    ) -> nn.Module:
+        if not isinstance(old_lm_head, LoRPtLinear):
+            return super()._get_resized_lm_head(old_lm_head, new_num_tokens, *args, **kwargs)
+        old_lm_head.resize(new_num_tokens)
+        return old_lm_head
 
     @can_return_tuple
     def forward(
@@ -192,6 +223,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple:
@@ -208,6 +240,7 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -222,42 +255,39 @@ class I3ForCausalLM(I3PreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
-    @torch.no_grad()
-    def generate(
+    def resize_token_embeddings(
         self,
-        inputs: Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: LogitsProcessorList | None = None,
-        stopping_criteria: StoppingCriteriaList | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        """Generate as transformers does, ending at the latest where the window is full.
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Embedding:
+        """Give the vocabulary `new_num_tokens` rows: those of the embedding, and of the head.
 
-        That is also the default length. Raises ValueError for a prompt that leaves no room.
+        The head's factor A (V, R) and its bias (V) change with the embedding (V, D). All rows are
+        tokens then, but for those that only pad to a multiple. Rows of new tokens are the mean of
+        the old tokens' rows; without `mean_resizing` those of the embedding are drawn at random.
+        ValueError where matrices are stored in 4 or 8 bits.
         """
-        window = self.config.max_position_embeddings
-        ids = kwargs.get("input_ids") if inputs is None else inputs
-        embeds = kwargs.get("inputs_embeds")
-        given = 0 if ids is None else ids.shape[1]  # ids come back in front of the new ones
-        prompt = given if embeds is None else embeds.shape[1]
-        if prompt >= window:
+        if new_num_tokens is None and pad_to_multiple_of is None:
+            return self.get_input_embeddings()
+        if self.config.weight_bits != 32:
             raise ValueError(
-                f"the prompt has {prompt} tokens and the model's window {window}: "
-                f"shorten it to {window - 1} tokens or fewer, or use `i3lm generate`, which goes on"
+                f"matrices of {self.config.weight_bits} bits cannot be resized; "
+                "resize the original model and quantize it again"
             )
-        criteria = StoppingCriteriaList(stopping_criteria or [])
-        criteria.append(_WindowFull(window - prompt + given))
-        lengths = (getattr(self.generation_config, name) for name in _LENGTHS)
-        if generation_config is None and all(
-            value is None for value in (*lengths, *map(kwargs.get, _LENGTHS))
-        ):
-            kwargs["max_new_tokens"] = window - prompt
-        return super().generate(
-            inputs, generation_config, logits_processor, criteria, *args, **kwargs
-        )
+        before = used_rows(self.config)
+        after = before if new_num_tokens is None else new_num_tokens
+        with torch.enable_grad():  # else transformers takes the head for a frozen one
+            embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, False)
+        with torch.no_grad():
+            tables = [p for name, p in self.lm_head.named_parameters() if name != "B"]
+            for table in [embeddings.weight, *tables] if mean_resizing else tables:
+                table[before:after] = table[:before].mean(0)
+        self.config.used_vocab_size = after
+        return embeddings
 
 
 I3Config.register_for_auto_class()

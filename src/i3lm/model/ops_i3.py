@@ -204,6 +204,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 64) -> Tensor
     return _CausalAttention.apply(*flat, block).unflatten(0, q.shape[:2])
 
 
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the attention probabilities (B, H, T, T_all) of q (B, H, T, K), k (B, H, T_all, K).
+
+    mask: boolean (True: may attend) or additive. None: each of the first T positions sees its past,
+    or the one new position sees all.
+    """
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is None:
+        steps, keys = scores.shape[-2:]
+        mask = scores.new_ones(steps, keys, dtype=torch.bool).tril(keys - 1 if steps == 1 else 0)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
+    return (scores + mask).softmax(-1)
+
+
 class _Embedding(torch.autograd.Function):
     """Rows of a table, whose gradient goes into `table.grad` at once."""
 

@@ -66,14 +66,15 @@ _REPLACE = "".join(f".replace({_quote(token)}, {_quote(broken)})" for token, bro
 
 CHAT_TEMPLATE = f"""\
 {{#- A conversation: <bos>[INST]user[/INST]assistant[INST]user[/INST]assistant<eos>
-    Special tokens inside contents are broken by a zero-width space. -#}}
+    Special tokens inside contents are broken by a zero-width space. An answer ends with the
+    next user's [INST], or with <eos>: both are the assistant's to say. -#}}
 {{%- macro plain(text) -%}}
     {{{{- text{_REPLACE} -}}}}
 {{%- endmacro -%}}
 {{%- if messages | rejectattr('role', 'equalto', 'system') | list | length == 0 -%}}
     {{{{- raise_exception({_quote(_NO_USER)}) -}}}}
 {{%- endif -%}}
-{{%- set state = namespace(turn='user', system='') -%}}
+{{%- set state = namespace(turn='user', system='', begins=true) -%}}
 {{{{- '<bos>' -}}}}
 {{%- for message in messages -%}}
     {{%- if message.role not in ['system', 'user', 'assistant'] -%}}
@@ -85,15 +86,17 @@ CHAT_TEMPLATE = f"""\
     {{%- elif message.role != state.turn -%}}
         {{{{- raise_exception('message ' ~ loop.index ~ ' ' ~ {_quote(_ORDER)}) -}}}}
     {{%- elif message.role == 'user' -%}}
-        {{{{- '[INST]' ~ plain((state.system ~ (message.content | trim)) | trim) ~ '[/INST]' -}}}}
+        {{%- if state.begins -%}}
+            {{{{- '[INST]' -}}}}
+            {{%- set state.begins = false -%}}
+        {{%- endif -%}}
+        {{{{- plain((state.system ~ (message.content | trim)) | trim) ~ '[/INST]' -}}}}
         {{%- set state.turn = 'assistant' -%}}
         {{%- set state.system = '' -%}}
     {{%- else -%}}
         {{%- generation -%}}
             {{{{- plain(message.content | trim) -}}}}
-            {{%- if loop.last -%}}
-                {{{{- '<eos>' -}}}}
-            {{%- endif -%}}
+            {{{{- '<eos>' if loop.last else '[INST]' -}}}}
         {{%- endgeneration -%}}
         {{%- set state.turn = 'user' -%}}
     {{%- endif -%}}

@@ -232,6 +232,6 @@ def calendar(talk: Talk) -> None:
 
 
 TOPICS: tuple[Callable[[Talk], None], ...] = (
-    animals, animals, animals, colours, colours, opposites, opposites, kinds, countries, countries, jobs,
-    uses, family, things, things, calendar, calendar,
+    animals, animals, animals, colours, colours, opposites, opposites, kinds, countries, countries,
+    jobs, uses, family, things, things, calendar, calendar,
 )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Held out, by `dice.reserved`, are about one in ten of: a name with any other fact told of the user
 (age, city, pet's name, brother, ...); a pet with its name; two operands with their operation (the
-sum is never asked; the way to the result of another may come past it); an object with its place, its
-owner or its colour; a place with a day; a word to remember.
+sum is never asked; the way to the result of another may come past it); an object with its place,
+its owner or its colour; a place with a day; a word to remember.
 """
 
 import re

@@ -1,5 +1,6 @@
-"""The model card: README.md of a model folder."""
+"""The model card: README.md of a model folder. Needs nothing beside Python."""
 
+import re
 from typing import Any
 
 CITATION = """```bibtex
@@ -27,6 +28,30 @@ tags: [i3, lorpt, low-rank, conversational, i3lm]
 """
 
 
+PLACE = "PATH_OF_THIS_FOLDER"
+# What transformers' own card says where nobody has written one.
+UNWRITTEN = "[More Information Needed]"
+
+
+def placed(card: str, repository: str, theirs: str) -> str:
+    """Return the card that goes to `repository`, where transformers would upload `theirs`.
+
+    A card that somebody wrote there stays. Else it is `card`, with the tags that were asked for.
+    """
+    if UNWRITTEN not in theirs:
+        return theirs
+    head = theirs.split("---")[1] if theirs.startswith("---") else ""
+    wanted = re.findall(r"^- +(\S+)$", head.partition("tags:")[2], re.MULTILINE)
+
+    def more(found: re.Match[str]) -> str:
+        tags = found[1].split(", ")
+        return f"tags: [{', '.join([*tags, *(tag for tag in wanted if tag not in tags)])}]"
+
+    return re.sub(r"^tags: \[(.*)\]$", more, card, count=1, flags=re.MULTILINE).replace(
+        PLACE, repository
+    )
+
+
 def model_card(config: dict[str, Any], parameters: int, run: dict[str, Any] | None) -> str:
     """Return the card of a model with this config.json, and the figures of its run if there are."""
     name = run["preset"] if run else "i3"
@@ -42,12 +67,12 @@ A small conversational language model of {parameters:,} parameters, pretrained f
 ```python
 from transformers import pipeline
 
-chat = pipeline("text-generation", model="PATH_OF_THIS_FOLDER", trust_remote_code=True)
+chat = pipeline("text-generation", model="{PLACE}", trust_remote_code=True)
 print(chat([{{"role": "user", "content": "Who are you?"}}]))
 ```
 
 `trust_remote_code=True` runs the Python files of this folder: read them first. After `import i3lm`
-the flag is not needed. On the command line: `i3lm chat PATH_OF_THIS_FOLDER`.
+the flag is not needed. On the command line: `i3lm chat {PLACE}`.
 
 ## Model
 
