@@ -42,17 +42,15 @@ class Command(click.Command):
         records = {
             str(parameter.name): record
             for parameter in self.get_params(ctx)
-            if (record := parameter.get_help_record(ctx)) is not None
+            if (record := parameter.get_help_record(ctx)) is not None and record[1]
         }
         grouped = {name for names in self.groups.values() for name in names}
+        own = {parameter.name for parameter in self.params}
         first = [name for name in records if name not in grouped]
-        groups = {"Options": first, **self.groups}
-        if first == ["help"] and self.groups:  # no group for --help alone
+        groups = {"Options": first, **{title: [*names] for title, names in self.groups.items()}}
+        if self.groups and not own.intersection(first):  # no group for --help alone
             groups["Options"] = []
-            groups[next(reversed(self.groups))] = [
-                *self.groups[next(reversed(self.groups))],
-                "help",
-            ]
+            groups[next(reversed(groups))] += first
         column = min(COLUMN, max(len(names) for names, _ in records.values()))
         formatter.write_paragraph()
         for title, members in groups.items():

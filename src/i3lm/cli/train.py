@@ -93,9 +93,8 @@ def command(
     resume: str | None, quiet: bool, as_json: bool, report_to: tuple[str, ...], **flags: Any
 ) -> None:
     """Pretrain a model from raw text to a folder that chat and transformers load.
-
     Without --data it learns from built-in conversations. Ctrl-C saves, --resume
-    goes on. [Brackets] hold defaults; what has none is planned for this machine.
+    goes on. Defaults stand in [brackets]; else they are planned or off.
     """
     settings = {name: value for name, value in flags.items() if value not in (None, ())}
     from i3lm.training.settings import configure, reconfigure
