@@ -1,5 +1,6 @@
 """The conversation of `i3lm chat`: what the user types, the commands, the replies."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -160,6 +161,7 @@ def _asker(told: bool) -> Ask:
 
             with contextlib.suppress(OSError):
                 readline.read_history_file(history_path())
+                atexit.register(readline.write_history_file, history_path())
     return lambda: _lines("> " if told else "")
 
 

@@ -48,7 +48,7 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> list[dict[str, An
     )
     names = sorted({name for run in runs for name in run.config})
     differing = [
-        (name, *(_value(run.config.get(name)) for run in runs))
+        (name, *(html.words(run.config.get(name)) for run in runs))
         for name in names
         if len({json.dumps(run.config.get(name)) for run in runs}) > 1 and name != "out"
     ]
@@ -129,9 +129,3 @@ def _config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
-
-
-def _value(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "built-in conversations"
-    return "by default" if value is None else str(value)

@@ -203,8 +203,8 @@ class ReportListener(Listener):
     def _configuration(self) -> str:
         default = vars(TrainConfig())
         machine = [(name, self.start[name]) for name in ("precision", "threads", "context")]
-        asked = [(k, _value(v)) for k, v in self.config.items() if v != default[k]]
-        open_ = [(k, _value(v)) for k, v in self.config.items() if v == default[k]]
+        asked = [(k, html.words(v)) for k, v in self.config.items() if v != default[k]]
+        open_ = [(k, html.words(v)) for k, v in self.config.items() if v == default[k]]
         whole = f"<details><summary>All defaults</summary>{html.table(open_)}</details>"
         left = f'<p class="soft">Set, or planned for this machine</p>{html.table(asked)}'
         right = f'<p class="soft">Used</p>{html.table(machine)}{whole}'
@@ -226,11 +226,3 @@ def _citation() -> str:
 
 def _visible(chunk: str) -> str:
     return chunk.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "by default"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "built-in conversations"
-    return str(value)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from i3lm.report.history import History
+from i3lm.training.config import Every
 
 Rows = Sequence[tuple[str, str]]
 
@@ -171,3 +172,12 @@ def talks(turns: Iterable[tuple[str, str, str]]) -> str:
         f'<p dir="auto">{escape(reply or "(nothing)")}</p></div>'
         for when, prompt, reply in turns
     )
+
+
+def words(setting: object) -> str:
+    """Return the value of a setting in words."""
+    if isinstance(setting, tuple | list):
+        return ", ".join(map(str, setting)) or "built-in conversations"
+    if isinstance(setting, Every):
+        return f"{setting.steps:,} steps" if setting.steps else f"{setting.seconds:g} s"
+    return "by default" if setting is None else str(setting)

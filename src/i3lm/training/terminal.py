@@ -59,7 +59,10 @@ class TerminalListener(Listener):
         self.console.print(Text(self._plain(text), style=style), soft_wrap=not self.redraws)
 
     def _plain(self, text: str) -> str:
-        return text if self.fancy else text.replace("→", "->").replace("…", "...")
+        """Return the text as this terminal can show it."""
+        if self.fancy:
+            return text
+        return text.replace("→", "->").replace("…", "...").encode("ascii", "replace").decode()
 
     def _show(self, view: "Text | View", line: str, important: bool = False) -> None:
         """Redraw the view; without a terminal print the line now and then."""
@@ -173,7 +176,7 @@ class View:
         if self.of._sample:
             prompt, reply = self.of._sample
             lines.append(Text(self.of._plain(f"{prompt} →"), style="dim"))
-            lines.append(Text(reply or "(nothing)", style="italic"))
+            lines.append(Text(self.of._plain(reply or "(nothing)"), style="italic"))
         for line in lines:
             line.truncate(width, overflow="ellipsis" if self.of.fancy else "crop")
         yield Group(*lines)
