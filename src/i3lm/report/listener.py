@@ -101,7 +101,7 @@ class ReportListener(Listener):
         parameters = f"{self.start.get('parameters', 0):,} parameters"
         subtitle = f"{parameters} · {state} · {when} · i3lm {__version__}"
         name = self.run.resolve().name
-        sections = [self._summary(live), self._budget(), self._samples(), self._tokens()]
+        sections = [self._summary(), self._budget(), self._samples(), self._tokens()]
         sections += [self._configuration(), html.section("Citation", _citation())]
         return html.page(
             f"{preset}: {name}",
@@ -112,7 +112,7 @@ class ReportListener(Listener):
             live=live,
         )
 
-    def _summary(self, live: bool) -> str:
+    def _summary(self) -> str:
         history, last = self.history, self.history.last
         bits = self.end.get("held_out_bits_per_character")
         if bits is None and history.evaluations:
