@@ -25,7 +25,7 @@ function node(name, attributes, parent) {
 }
 
 function smoothed(values) {
-  const weight = Math.min(0.95, 1 - 8 / Math.max(9, values.length));
+  const weight = Math.min(0.9, 1 - 20 / Math.max(25, values.length));
   let state = 0, total = 0;
   return values.map((v) => { state = weight * state + (1 - weight) * v; total = weight * total + 1 - weight; return state / total; });
 }
@@ -82,7 +82,7 @@ function draw(figure, chart) {
   const clip = "clip-" + chart.key;
   const box = node("clipPath", { id: clip }, node("defs", {}, svg));
   node("rect", { x: LEFT, y: TOP - 2, width: wide - LEFT - RIGHT + 4, height: HEIGHT - TOP - BOTTOM + 4 }, box);
-  for (const v of ticks(low, high, 4)) {
+  for (const v of ticks(low, high, 5)) {
     node("line", { class: "grid", x1: LEFT, x2: wide - RIGHT, y1: py(v), y2: py(v) }, svg);
     node("text", { x: LEFT - 6, y: py(v) + 4, "text-anchor": "end" }, svg).textContent = chart.show(v);
   }
