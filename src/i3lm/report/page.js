@@ -15,6 +15,7 @@ const CHARTS = [
   { key: "memory", title: "Memory", unit: "resident", show: bytes, zero: true },
   { key: "tokens_per_second", title: "Speed", unit: "tokens a second", show: count, robust: true, zero: true, smooth: true },
 ];
+const NAMES = { step: "step ", tokens: "tokens ", seconds: "" };
 let axis = "step";
 
 function node(name, attributes, parent) {
@@ -118,7 +119,7 @@ function draw(figure, chart) {
       if (i > 0 && at - s.x[i - 1] < s.x[i] - at) i--;
       dots[k].setAttribute("cx", px(s.x[i]));
       dots[k].setAttribute("cy", Math.max(TOP, Math.min(HEIGHT - BOTTOM, py(s.drawn[i]))));
-      if (!k) { rule.setAttribute("x1", px(s.x[i])); rule.setAttribute("x2", px(s.x[i])); words.push(`${AXES[axis][0] === "time" ? "" : AXES[axis][0] + " "}${showX(s.x[i])}:`); }
+      if (!k) { rule.setAttribute("x1", px(s.x[i])); rule.setAttribute("x2", px(s.x[i])); words.push(`${NAMES[axis]}${showX(s.x[i])}:`); }
       words.push((lines.length > 1 ? s.name + " " : "") + chart.show(s.y[i]));
     });
     out.textContent = words.join(lines.length > 1 ? "  " : " ");
