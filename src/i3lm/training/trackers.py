@@ -4,7 +4,9 @@ All work without a network. W&B sends to its server only where it is logged in, 
 so; else it writes to the run's folder, for `wandb sync`. trackio's database is on this machine.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import uuid
 from collections.abc import Callable
@@ -115,7 +117,8 @@ class Trackio(Tracker):
 
         name = f"{self.run.resolve().name}-{self.identity('trackio')}"
         self.client = trackio
-        trackio.init(project=PROJECT, name=name, config=_plain(config), resume="allow")
+        with _silence():
+            trackio.init(project=PROJECT, name=name, config=_plain(config), resume="allow")
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Send figures."""
@@ -123,7 +126,8 @@ class Trackio(Tracker):
 
     def finish(self) -> None:
         """Close the run."""
-        self.client.finish()
+        with _silence():
+            self.client.finish()
 
 
 class Wandb(Tracker):
@@ -141,6 +145,7 @@ class Wandb(Tracker):
             resume="allow",
             dir=str(self.run),
             config=_plain(config),
+            settings=wandb.Settings(silent=True),
             mode=None if "WANDB_MODE" in os.environ else "offline" if offline else "online",
         )
 
@@ -175,6 +180,11 @@ def open_tracker(name: str, run: str | Path, say: Callable[[str], None]) -> Call
     if importlib.util.find_spec(name) is None:
         raise UserError(f"--report-to {name} needs its client: pip install 'i3lm[{name}]'")
     return Guarded(name, TRACKERS[name](Path(run)), say)
+
+
+def _silence() -> contextlib.AbstractContextManager[Any]:
+    """Keep a client's words off standard output, which may be JSON."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
