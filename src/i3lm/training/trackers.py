@@ -7,6 +7,7 @@ so; else it writes to the run's folder, for `wandb sync`. trackio's database is 
 import contextlib
 import importlib.util
 import io
+import netrc
 import os
 import uuid
 from collections.abc import Callable
@@ -137,7 +138,6 @@ class Wandb(Tracker):
         """Open the run."""
         import wandb
 
-        offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
         self.wandb = wandb.init(
             project=PROJECT,
             name=self.run.resolve().name,
@@ -146,7 +146,7 @@ class Wandb(Tracker):
             dir=str(self.run),
             config=_plain(config),
             settings=wandb.Settings(silent=True),
-            mode=None if "WANDB_MODE" in os.environ else "offline" if offline else "online",
+            mode=None if "WANDB_MODE" in os.environ else "online" if _logged_in() else "offline",
         )
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -180,6 +180,16 @@ def open_tracker(name: str, run: str | Path, say: Callable[[str], None]) -> Call
     if importlib.util.find_spec(name) is None:
         raise UserError(f"--report-to {name} needs its client: pip install 'i3lm[{name}]'")
     return Guarded(name, TRACKERS[name](Path(run)), say)
+
+
+def _logged_in() -> bool:
+    """Whether W&B has a key, in the environment or where `wandb login` puts it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _silence() -> contextlib.AbstractContextManager[Any]:
