@@ -56,8 +56,10 @@ def test_a_line_that_ends_with_a_backslash_goes_on(run, folder, monkeypatch):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_keeps_history_and_leaves_at_the_end_of_input(folder, tmp_path):
     import pty
+    import termios
 
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"}
     child = subprocess.Popen(
         [sys.executable, "-m", "i3lm", "chat", str(folder), "--max-new-tokens", "3"],
