@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from i3lm.generation import generate, stream
     from i3lm.model_info import info
     from i3lm.quantizing import quantize
+    from i3lm.training.api import resume, train
     from i3lm.training.config import TrainConfig
-    from i3lm.training.run import train
+    from i3lm.training.events import Listener
 
 # Before torch loads its threads: let them spin for microseconds only. By default they spin on when
 # another process has the processor, and a busy laptop trains ten times slower (docs/log.md).
@@ -24,6 +25,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 __version__ = "0.1.0"
 __all__ = [
     "Chat",
+    "Listener",
     "TrainConfig",
     "UserError",
     "__version__",
@@ -33,6 +35,7 @@ __all__ = [
     "info",
     "load",
     "quantize",
+    "resume",
     "stream",
     "train",
 ]
@@ -41,6 +44,7 @@ __all__ = [
 # the package may have one of these names: importing it would hide the function.
 _PLACES = {
     "Chat": ("chatting", "Chat"),
+    "Listener": ("training.events", "Listener"),
     "TrainConfig": ("training.config", "TrainConfig"),
     "UserError": ("errors", "UserError"),
     "chat": ("chatting", "chat"),
@@ -49,8 +53,9 @@ _PLACES = {
     "info": ("model_info", "info"),
     "load": ("folder", "load_folder"),
     "quantize": ("quantizing", "quantize"),
+    "resume": ("training.api", "resume"),
     "stream": ("generation", "stream"),
-    "train": ("training.run", "train"),
+    "train": ("training.api", "train"),
 }
 
 

@@ -12,10 +12,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import click
 
     from i3lm.cli import group
+    from i3lm.cli.help import colour
     from i3lm.errors import UserError
 
     try:
-        code = group.main(arguments, prog_name="i3lm", standalone_mode=False)
+        code = group.main(arguments, prog_name="i3lm", standalone_mode=False, color=colour())
     except UserError as error:
         return _fail(str(error))
     except click.UsageError as error:

@@ -40,6 +40,11 @@ class Chat:
         self._generator = make_generator(seed)
         self.reset()
 
+    @property
+    def window(self) -> int:
+        """The tokens that the model sees at once."""
+        return self._loaded.network.config.max_position_embeddings
+
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
         self.messages: list[Message] = []

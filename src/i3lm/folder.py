@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -20,6 +20,9 @@ from i3lm.presets import Architecture, architecture_class
 from i3lm.tensorfile import Deferred, read_tensors, write_tensors
 from i3lm.tensorheader import Entry, read_header, weight_files
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
+
+if TYPE_CHECKING:
+    from i3lm.chatting import Chat
 
 CODE = (
     "cache_i3.py",
@@ -55,6 +58,24 @@ class Loaded:
     tokenizer: ChunkTokenizer
     architecture: Architecture
     weight_bits: int = 32  # of a number of the matrices in the folder; in memory they are float32
+
+    def chat(self, messages: str | Sequence[dict[str, str]], **settings: Any) -> str:
+        """Return the model's answer; `i3lm.chat` says what `messages` and `settings` may be."""
+        from i3lm.chatting import chat
+
+        return chat(self, messages, **settings)
+
+    def conversation(self, **settings: Any) -> "Chat":
+        """Return a conversation that remembers its turns: `i3lm.Chat` with these settings."""
+        from i3lm.chatting import Chat
+
+        return Chat(self, **settings)
+
+    def generate(self, prompt: str = "", **settings: Any) -> str:
+        """Return the text that follows `prompt`; `i3lm.generate` says what `settings` may be."""
+        from i3lm.generation import generate
+
+        return generate(self, prompt, **settings)
 
 
 def save_folder(

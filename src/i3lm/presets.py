@@ -1,12 +1,11 @@
 """Model sizes by name, and what each costs. No torch here: `i3lm info` must start at once."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from i3lm.errors import UserError
+from i3lm.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -159,6 +158,5 @@ def find_preset(name: str) -> Preset:
     """Return a preset by name; UserError with the nearest name when there is none."""
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = did_you_mean(name, PRESETS)
     raise UserError(f"no preset is named {name!r}; {hint}known: {', '.join(PRESETS)}")

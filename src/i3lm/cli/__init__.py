@@ -1,20 +1,32 @@
 """The command line. A file a command; each imports what it runs when it runs, so help is fast."""
 
-import difflib
-
 import click
 
 from i3lm import __version__
-from i3lm.cli import bench, chat, evaluate, export, generate, info, plan, quantize, train
+from i3lm.cli import (
+    bench,
+    chat,
+    compare,
+    completion,
+    evaluate,
+    export,
+    generate,
+    info,
+    plan,
+    quantize,
+    train,
+)
+from i3lm.errors import did_you_mean
 
 GREETING = f"""\
 i3lm {__version__}: from your own text to a chatting model of your own, on your computer.
 
-  i3lm train --data TEXT --out DIR   pretrain a model (without --data: on built-in conversations)
+  i3lm train --data TEXT --out DIR   pretrain a model on your text
   i3lm chat DIR                      talk with it
   i3lm eval DIR --data TEXT          measure it
 
-i3lm --help lists all commands."""
+First time? `i3lm train --preset i3-mini --time 3m` needs no text: it learns from
+built-in conversations. `i3lm --help` lists all commands; each has --help."""
 
 
 class Commands(click.Group):
@@ -26,8 +38,7 @@ class Commands(click.Group):
         """Find the command; a UsageError with the nearest name where there is none."""
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = did_you_mean(name, self.commands)
             known = ", ".join(self.commands)
             raise click.UsageError(f"no command is named {name!r}; {hint}known: {known}", ctx)
         return super().resolve_command(ctx, args)
@@ -46,5 +57,7 @@ def group(ctx: click.Context) -> None:
         click.echo(GREETING)
 
 
-for _module in (train, chat, generate, evaluate, info, plan, export, quantize, bench):
+for _module in (
+    train, chat, generate, evaluate, compare, info, plan, export, quantize, bench, completion,
+):  # fmt: skip
     group.add_command(_module.command)

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -13,22 +13,42 @@ from i3lm.errors import UserError
 Command = TypeVar("Command", bound=Callable)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script.")
-device_option = click.option("--device", default="cpu", help="cpu, cuda, mps, ...  [default: cpu]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for a script")
+device_option = click.option(
+    "--device", metavar="NAME", default="cpu", help="cpu, cuda, mps, ...  [default: cpu]"
+)
+GENERATION = "max_new_tokens temperature top_k top_p seed"  # for `cli.help.Command`
+
+
+def words(known: str | Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
+    """Return what completes an option's value in the shell: these words."""
+
+    def complete(ctx: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+        names = known.split() if isinstance(known, str) else known()
+        return [name for name in names if name.startswith(begun)]
+
+    return complete
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets."""
+    from i3lm.presets import PRESETS
+
+    return list(PRESETS)
 
 
 def sampling_options(command: Command) -> Command:
     """Add --temperature, --top-k, --top-p, --seed."""
     for option in (
-        click.option("--seed", type=int, help="The same seed gives the same text."),
+        click.option("--seed", metavar="N", type=int, help="The same seed gives the same text"),
         click.option(
-            "--top-p", type=float, default=0.95, show_default=True,
-            help="Draw among the likeliest tokens that together reach this probability.",
+            "--top-p", metavar="SHARE", type=float, default=0.95, show_default=True,
+            help="Draw among the likeliest that together reach SHARE",
         ),
-        click.option("--top-k", type=int, help="Draw among this many likeliest tokens."),
+        click.option("--top-k", metavar="N", type=int, help="Draw among the N likeliest tokens"),
         click.option(
-            "--temperature", type=float, default=0.5, show_default=True,
-            help="0 takes the likeliest token each time; higher is more varied.",
+            "--temperature", metavar="NUMBER", type=float, default=0.5, show_default=True,
+            help="0 takes the likeliest token; more is more varied",
         ),
     ):  # fmt: skip
         command = option(command)

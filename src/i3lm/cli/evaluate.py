@@ -11,38 +11,53 @@ from typing import Any
 
 import click
 
-from i3lm.cli.common import device_option, json_option, write_json
+from i3lm.cli.common import device_option, json_option, words, write_json
+from i3lm.cli.help import Command
 from i3lm.errors import UserError
 
 
-@click.command("eval", short_help="Measure a model on text.")
-@click.argument("model")
+@click.command(
+    "eval",
+    cls=Command,
+    short_help="Measure a model on text.",
+    groups={
+        "Text": "documents text_column split",
+        "Windows": "context stride batch",
+        "Tasks": "tasks task_folder limit num_fewshot chat",
+    },
+    example="i3lm eval my-model --data other_text.txt",
+)
+@click.argument("model", type=click.Path())
 @click.option(
-    "--data", "data", multiple=True,
-    help="A file, folder, pattern or dataset name; - is standard input. May be repeated.",
+    "--data", "data", metavar="TEXT", type=click.Path(), multiple=True,
+    help="File, folder, pattern, dataset; - is stdin; repeatable",
 )  # fmt: skip
-@click.option("--context", type=int, help="Tokens of a window.  [default: the model's]")
+@click.option("--context", metavar="TOKENS", type=int, help="A window  [default: the model's]")
 @click.option(
-    "--stride", type=int,
-    help="Tokens between windows; as many as --context sets them side by side."
+    "--stride", metavar="TOKENS", type=int,
+    help="Between windows; as many as --context sets them side by side"
     "  [default: half the context]",
 )  # fmt: skip
 @click.option(
-    "--batch", type=click.IntRange(1), default=8, show_default=True, help="Windows at once."
+    "--batch", metavar="N", type=click.IntRange(1), default=8, show_default=True,
+    help="Windows at once",
+)  # fmt: skip
+@click.option(
+    "--documents", metavar="RULE", default="auto", shell_complete=words("auto line paragraph file"),
+    help="auto, line, paragraph or file  [default: auto]",
+)  # fmt: skip
+@click.option("--text-column", metavar="NAME", help="Of .jsonl and .parquet files")
+@click.option(
+    "--split", metavar="NAME", default="train", show_default=True, help="Of a Hub dataset"
 )
 @click.option(
-    "--documents", default="auto", help="How text is divided: auto, line, paragraph, file."
-)
-@click.option("--text-column", help="The column of .jsonl and .parquet files.")
-@click.option("--split", default="train", show_default=True, help="The split of a Hub dataset.")
-@click.option(
-    "--tasks",
-    help="Tasks of lm-evaluation-harness in place of --data, commas between. i3lm: all of ours.",
-)
-@click.option("--task-folder", help="A folder with task files of your own.")
-@click.option("--limit", type=click.IntRange(1), help="Documents of a task.  [default: all]")
-@click.option("--num-fewshot", type=click.IntRange(0), help="Examples in front of a document.")
-@click.option("--chat", is_flag=True, help="Ask each document as a conversation.")
+    "--tasks", metavar="NAMES",
+    help="Tasks of lm-evaluation-harness, commas between; i3lm: all of ours",
+)  # fmt: skip
+@click.option("--task-folder", metavar="DIR", type=click.Path(), help="Task files of your own")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Documents  [default: all]")
+@click.option("--num-fewshot", metavar="N", type=click.IntRange(0), help="Examples in front")
+@click.option("--chat", is_flag=True, help="Ask each document as a conversation")
 @device_option
 @json_option
 def command(

@@ -5,29 +5,33 @@ from typing import Any
 import click
 
 from i3lm.cli.common import json_option, note, write_json
+from i3lm.cli.help import Command
 
 
-@click.command("export", short_help="Write a model in another form: ONNX, few bits, dense.")
-@click.argument("model")
+@click.command(
+    "export",
+    cls=Command,
+    short_help="Write a model in another form: ONNX, few bits, dense.",
+    example="i3lm export my-model --to int4 --out my-model-4bit",
+)
+@click.argument("model", type=click.Path())
 @click.option(
     "--to", required=True, type=click.Choice(["onnx", "int8", "int4", "dense"]),
-    help="onnx: graphs for onnxruntime. int8, int4: matrices of few bits."
-    " dense: LoRPt pairs merged to plain linear layers.",
+    help="onnx: graphs for onnxruntime; int8, int4: matrices of few bits;"
+    " dense: LoRPt pairs merged to plain layers",
 )  # fmt: skip
-@click.option("--out", required=True, help="The new folder.")
+@click.option("--out", metavar="DIR", type=click.Path(), required=True, help="The new folder")
 @click.option(
-    "--data", multiple=True,
-    help="Text to compare on; may be repeated.  [default: held-out embedded conversations]",
+    "--data", metavar="TEXT", type=click.Path(), multiple=True,
+    help="To compare on; repeatable  [default: held-out built-in conversations]",
 )  # fmt: skip
-@click.option("--measure/--no-measure", default=True, help="Compare size, speed and bits.")
+@click.option("--measure/--no-measure", default=True, help="Compare size, speed and bits")
 @json_option
 def command(model: str, out: str, as_json: bool, **settings: Any) -> None:
     """Write the model in folder MODEL to a new folder in another form, and compare the two.
 
     onnx runs by `i3lm generate` without torch; the other forms load like the original, in
     transformers and in every i3lm command.
-
-    Example: i3lm export my-model --to int4 --out my-model-4bit
     """
     from i3lm.exporting import export
 

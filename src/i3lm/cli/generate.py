@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from i3lm.cli.common import (
+    GENERATION,
     device_option,
     json_option,
     note,
@@ -13,16 +14,23 @@ from i3lm.cli.common import (
     write,
     write_json,
 )
+from i3lm.cli.help import Command
 
 
-@click.command("generate", short_help="Continue a text.")
-@click.argument("model")
+@click.command(
+    "generate",
+    cls=Command,
+    short_help="Continue a text.",
+    groups={"Generation": f"{GENERATION} stop"},
+    example='i3lm generate my-model "Once upon a time" --max-new-tokens 60',
+)
+@click.argument("model", type=click.Path())
 @click.argument("prompt", default="")
 @click.option(
-    "--max-new-tokens", type=int, default=128, show_default=True, help="Stop after these."
+    "--max-new-tokens", metavar="N", type=int, default=128, show_default=True, help="At most N"
 )
 @sampling_options
-@click.option("--stop", multiple=True, help="End before this text; may be repeated.")
+@click.option("--stop", metavar="TEXT", multiple=True, help="End before TEXT; repeatable")
 @device_option
 @json_option
 def command(

@@ -4,11 +4,17 @@ from typing import Any
 
 import click
 
-from i3lm.cli.common import json_option, write_json
+from i3lm.cli.common import json_option, preset_names, words, write_json
+from i3lm.cli.help import Command
 
 
-@click.command("info", short_help="What a preset or a model is and costs.")
-@click.argument("model", required=False)
+@click.command(
+    "info",
+    cls=Command,
+    short_help="What a preset or a model is and costs.",
+    example="i3lm info i3-12m",
+)
+@click.argument("model", required=False, shell_complete=words(preset_names))
 @json_option
 def command(model: str | None, as_json: bool) -> None:
     """Tell the parameters, the work and the memory of MODEL: a preset or a model folder.

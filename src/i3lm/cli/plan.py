@@ -4,28 +4,50 @@ from typing import Any
 
 import click
 
-from i3lm.cli.common import json_option, write_json
+from i3lm.cli.common import json_option, preset_names, words, write_json
+from i3lm.cli.help import Command
 
 
-@click.command("plan", short_help="What a run would need, and how it would fit.")
-@click.option("--preset", default="i3-12m", show_default=True, help="The model's size.")
-@click.option("--memory", metavar="SIZE", help="The most it may take: 400MB, 1.5GB.")
-@click.option("--context", type=int, help="Tokens of the window.  [default: the preset's]")
-@click.option("--vocab-size", type=int, help="Tokens of the vocabulary.")
-@click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
-@click.option("--microbatch", type=int, help="Sequences at once.  [default: chosen]")
-@click.option("--gradient-checkpointing", help="none, selective or full.  [default: chosen]")
-@click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
-@click.option("--state-bits", type=int, help="32, 8 or 4.  [default: chosen]")
-@click.option("--weight-bits", type=int, help="32, 8 or 4.  [default: 32]")
-@click.option("--qat-bits", type=int, help="8 or 4: float32 matrices that are seen rounded.")
-@click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
+@click.command(
+    "plan",
+    cls=Command,
+    short_help="What a run would need, and how it would fit.",
+    groups={
+        "Model": "context vocab_size",
+        "Optimisation": "optimizer batch_tokens",
+        "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits precision",
+    },
+    example="i3lm plan --preset i3-12m --memory 450MB",
+)
+@click.option(
+    "--preset", metavar="NAME", default="i3-12m", show_default=True,
+    shell_complete=words(preset_names), help="The model's size",
+)  # fmt: skip
+@click.option("--memory", metavar="SIZE", help="The most it may take: 400MB, 1.5GB")
+@click.option("--context", metavar="TOKENS", type=int, help="Window  [default: the preset's]")
+@click.option(
+    "--vocab-size", metavar="TOKENS", type=int, help="Vocabulary  [default: the preset's]"
+)
+@click.option("--batch-tokens", metavar="TOKENS", type=int, help="Of a step  [default: 1024]")
+@click.option("--microbatch", metavar="N", type=int, help="Sequences at once  [default: chosen]")
+@click.option(
+    "--gradient-checkpointing", metavar="MODE", shell_complete=words("none selective full"),
+    help="none, selective or full  [default: chosen]",
+)  # fmt: skip
+@click.option(
+    "--optimizer", metavar="NAME", shell_complete=words("muon adamw lion"),
+    help="muon, adamw or lion  [default: muon]",
+)  # fmt: skip
+@click.option("--state-bits", metavar="BITS", type=int, help="32, 8 or 4  [default: chosen]")
+@click.option("--weight-bits", metavar="BITS", type=int, help="32, 8 or 4  [default: 32]")
+@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm quantize")
+@click.option(
+    "--precision", metavar="NAME", shell_complete=words("auto fp32 bf16"),
+    help="auto, fp32 or bf16  [default: auto]",
+)  # fmt: skip
 @json_option
 def command(as_json: bool, memory: str | None, **flags: Any) -> None:
-    """Choose as `i3lm train` with the same flags would, and tell what memory goes where.
-
-    Example: i3lm plan --preset i3-12m --memory 450MB
-    """
+    """Choose as `i3lm train` with the same flags would, and tell what memory goes where."""
     from i3lm.units import parse_size
 
     settings = {name: value for name, value in flags.items() if value is not None}

@@ -3,21 +3,27 @@
 import click
 
 from i3lm.cli.common import json_option, write_json
+from i3lm.cli.help import Command
 
 
-@click.command("quantize", hidden=True)  # `export --to int4` says it now
-@click.argument("model")
-@click.option("--out", required=True, help="The new folder.")
-@click.option(
-    "--bits", type=int, default=4, show_default=True, help="Of a number of the matrices: 4 or 8."
+@click.command(
+    "quantize",
+    cls=Command,
+    hidden=True,  # `export --to int4` says it now
+    short_help="Make a model's folder smaller: 4 or 8 bits a number.",
+    example="i3lm quantize my-model --bits 4 --out my-model-4bit",
 )
+@click.argument("model", type=click.Path())
+@click.option("--out", metavar="DIR", type=click.Path(), required=True, help="The new folder")
+@click.option(
+    "--bits", metavar="BITS", type=int, default=4, show_default=True,
+    help="Of a number of the matrices: 4 or 8",
+)  # fmt: skip
 @json_option
 def command(model: str, out: str, bits: int, as_json: bool) -> None:
     """Write the model in folder MODEL to a new folder, its matrices in 4 or 8 bits a number.
 
     transformers and every i3lm command load it like the original. `i3lm eval` tells what it lost.
-
-    Example: i3lm quantize my-model --bits 4 --out my-model-4bit
     """
     from i3lm.quantizing import quantize
     from i3lm.units import format_bytes

@@ -1,82 +1,116 @@
 """`i3lm train`."""
 
-import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from i3lm.cli.common import json_option, note, write_json
+from i3lm.cli.common import json_option, note, preset_names, words, write_json
+from i3lm.cli.help import Command
 from i3lm.errors import UserError
 
 if TYPE_CHECKING:
-    from i3lm.training.config import Every, TrainConfig
+    from i3lm.training.events import Callback
+
+BUILT_IN = (
+    "no --data, so it trains on the built-in conversations (made-up small talk in English); "
+    "for your own text: --data FILE"
+)
+GROUPS = {
+    "Basic": "data out resume preset time steps memory report_to quiet as_json",
+    "Text": "documents text_column split lowercase",
+    "Model": "vocab_size context",
+    "Optimisation": "optimizer lr batch_tokens seed",
+    "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
+    "Expert": "precision device threads checkpoint_every eval_every",
+}
 
 
-@click.command("train", short_help="Pretrain a model on your text.")
+@click.command(
+    "train",
+    cls=Command,
+    short_help="Pretrain a model on your text.",
+    groups=GROUPS,
+    example="i3lm train --data my_text.txt --time 30m --out my-model",
+)
 @click.option(
-    "--data", multiple=True, metavar="TEXT",
-    help="A .txt, .jsonl or .parquet file, a folder or pattern of them, or a dataset name such as "
-    "starhopp3r/TinyChat. May be repeated.  [default: built-in conversations]",
+    "--data", multiple=True, metavar="TEXT", type=click.Path(),
+    help="File, folder or dataset; repeatable  [default: none]",
 )  # fmt: skip
-@click.option("--out", metavar="DIR", help="Where the model goes.  [default: run]")
-@click.option("--resume", metavar="DIR", help="Go on with the run in this folder.")
-@click.option("--preset", help="The model's size; i3lm info lists them.  [default: i3-12m]")
-@click.option("--time", metavar="TIME", help="Train for 90s, 10m, 1h30m, ...  [default: 10m]")
-@click.option("--steps", type=int, help="Train for this many optimizer steps.")
-@click.option("--vocab-size", type=int, help="Tokens of the vocabulary.  [default: the preset's]")
-@click.option("--context", type=int, help="Tokens of the window.  [default: the preset's]")
-@click.option("--lowercase", is_flag=True, default=None, help="Train on lower-case text.")
-@click.option("--documents", help="How text is divided: auto, line, paragraph, file.")
-@click.option("--text-column", help="The column of .jsonl and .parquet files.")
-@click.option("--split", help="The split of a Hub dataset.  [default: train]")
-@click.option("--optimizer", help="muon, adamw or lion.  [default: muon]")
-@click.option("--state-bits", type=int, help="Of the optimizer's states: 32, 8 or 4.")
-@click.option("--weight-bits", type=int, help="Of the layers' matrices: 32, 8 or 4.")
+@click.option("--out", metavar="DIR", type=click.Path(), help="Model folder  [default: run]")
+@click.option("--resume", metavar="DIR", type=click.Path(), help="Go on with the run in DIR")
 @click.option(
-    "--qat-bits", type=int,
-    help="8 or 4: keep float32 matrices and run with them rounded, for i3lm quantize later.",
+    "--preset", metavar="NAME", shell_complete=words(preset_names),
+    help="Size: i3lm info lists them  [default: i3-12m]",
 )  # fmt: skip
-@click.option("--lr", type=float, help="Peak learning rate.  [default: the optimizer's]")
-@click.option("--batch-tokens", type=int, help="Tokens of a step.  [default: 1024]")
-@click.option("--microbatch", type=int, help="Sequences at once: fewer need less memory.")
+@click.option("--time", metavar="TIME", help="Train for 90s, 10m, 1h30m  [default: 10m]")
+@click.option("--steps", metavar="N", type=int, help="Train for N optimizer steps")
 @click.option(
-    "--gradient-checkpointing", metavar="MODE",
-    help="none, selective or full: compute activations twice.  [default: as memory allows]",
+    "--vocab-size", metavar="TOKENS", type=int, help="Vocabulary  [default: the preset's]"
+)
+@click.option("--context", metavar="TOKENS", type=int, help="Window  [default: the preset's]")
+@click.option("--lowercase", is_flag=True, default=None, help="Train on lower-case text")
+@click.option(
+    "--documents", metavar="RULE", shell_complete=words("auto line paragraph file"),
+    help="auto, line, paragraph or file  [default: auto]",
 )  # fmt: skip
-@click.option("--memory", metavar="SIZE", help="The most the process may take: 400MB, 1.5GB.")
+@click.option("--text-column", metavar="NAME", help="Of .jsonl and .parquet files")
+@click.option("--split", metavar="NAME", help="Of a Hub dataset  [default: train]")
+@click.option(
+    "--optimizer", metavar="NAME", shell_complete=words("muon adamw lion"),
+    help="muon, adamw or lion  [default: muon]",
+)  # fmt: skip
+@click.option("--state-bits", metavar="BITS", type=int, help="Optimizer states: 32, 8 or 4")
+@click.option("--weight-bits", metavar="BITS", type=int, help="Matrices: 32, 8, 4  [default: 32]")
+@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm quantize")
+@click.option("--lr", metavar="RATE", type=float, help="Peak rate  [default: the optimizer's]")
+@click.option("--batch-tokens", metavar="TOKENS", type=int, help="Of a step  [default: 1024]")
+@click.option("--microbatch", metavar="N", type=int, help="Sequences at once; fewer take less")
+@click.option(
+    "--gradient-checkpointing", metavar="MODE", shell_complete=words("none selective full"),
+    help="none, selective or full: recompute",
+)  # fmt: skip
+@click.option("--memory", metavar="SIZE", help="Most the process may take: 400MB, 1.5GB")
 @click.option(
     "--return-memory/--keep-memory", default=None,
-    help="Give freed memory back at once: it takes less, half as fast.  [default: for --memory]",
+    help="Return what is freed; half as fast",
 )  # fmt: skip
-@click.option("--precision", help="auto, fp32 or bf16.  [default: auto]")
-@click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time.  [default: 1m]")
-@click.option("--eval-every", metavar="EVERY", help="Steps, or a time.  [default: ten times a run]")
-@click.option("--seed", type=int, help="The same seed gives the same run.  [default: 0]")
-@click.option("--device", help="cpu, cuda, mps, ...  [default: cpu]")
-@click.option("--threads", type=int, help="CPU threads.")
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option(
+    "--precision", metavar="NAME", shell_complete=words("auto fp32 bf16"),
+    help="auto, fp32 or bf16  [default: auto]",
+)  # fmt: skip
+@click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time  [default: 1m]")
+@click.option("--eval-every", metavar="EVERY", help="Steps, or a time  [default: 10 a run]")
+@click.option("--seed", metavar="N", type=int, help="The same seed, the same run  [default: 0]")
+@click.option("--device", metavar="NAME", help="cpu, cuda, mps, ...  [default: cpu]")
+@click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
+@click.option(
+    "--report-to", multiple=True, metavar="NAME", shell_complete=words("tensorboard trackio wandb"),
+    help="tensorboard, trackio or wandb; repeatable",
+)  # fmt: skip
+@click.option("--quiet", is_flag=True, help="Say nothing but errors")
 @json_option
-def command(resume: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
-    """Pretrain a model from raw text to a folder that `i3lm chat` and transformers load.
-
-    Ctrl-C saves; --resume goes on from there.
+def command(
+    resume: str | None, quiet: bool, as_json: bool, report_to: tuple[str, ...], **flags: Any
+) -> None:
+    """Pretrain a model from raw text to a folder that chat and transformers load.
+    Without --data it learns from built-in conversations. Ctrl-C saves, --resume
+    goes on. Defaults stand in [brackets]; else they are planned or off.
     """
-    config = _config(
-        resume, {name: value for name, value in flags.items() if value not in (None, ())}
-    )
+    settings = {name: value for name, value in flags.items() if value not in (None, ())}
+    from i3lm.training.settings import configure, reconfigure
+
+    if resume is not None and "out" in settings:
+        raise UserError("--resume goes on in its own folder; leave --out away")
+    config = configure(**settings) if resume is None else reconfigure(resume, **settings)
     from i3lm.training.run import train
 
-    if quiet:
-        result = train(config, resume=resume is not None)
-    else:
-        from i3lm.training.terminal import TerminalListener
-
-        listener = TerminalListener()
-        try:
-            result = train(config, resume=resume is not None, listener=listener)
-        finally:
-            listener.close()
+    listener, close = _listener(config.out, quiet, report_to)
+    if not (quiet or config.data):
+        note(BUILT_IN)
+    try:
+        result = train(config, resume=resume is not None, listener=listener)
+    finally:
+        close()
     if as_json:
         write_json(
             {**result.figures, "folder": str(result.folder), "interrupted": result.interrupted}
@@ -88,37 +122,21 @@ def command(resume: str | None, quiet: bool, as_json: bool, **flags: Any) -> Non
         click.echo(f"talk with it: i3lm chat {result.folder}", err=True)
 
 
-def _config(resume: str | None, flags: dict[str, Any]) -> "TrainConfig":
-    """Return what the flags ask for; a resumed run keeps what they leave open."""
-    from i3lm.training.config import TrainConfig
-    from i3lm.units import parse_duration, parse_size
+def _listener(run: str, quiet: bool, report_to: tuple[str, ...]) -> tuple["Callback | None", Any]:
+    """Return who listens to the run, and what to call when it is over."""
+    from i3lm.training.events import Callback, Several
 
-    if "memory" in flags:
-        flags["memory"] = parse_size(flags["memory"])
-    if "time" in flags:
-        flags["time"] = parse_duration(flags["time"])
-    for name in ("checkpoint_every", "eval_every"):
-        if name in flags:
-            flags[name] = _every(flags[name])
-    if resume is None:
-        return TrainConfig(**flags)
-    if "out" in flags:
-        raise UserError("--resume goes on in its own folder; leave --out away")
-    config = TrainConfig.load(Path(resume))
-    if "memory" in flags:  # what costs only time is planned anew
-        config = dataclasses.replace(
-            config, microbatch=None, gradient_checkpointing=None, return_memory=None
-        )
-    return dataclasses.replace(config, **flags, out=resume)
+    listeners: list[Callback] = []
+    close = lambda: None  # noqa: E731
+    say = (lambda text: None) if quiet else note
+    if not quiet:
+        from i3lm.training.terminal import TerminalListener
 
+        terminal = TerminalListener()
+        close, say = terminal.close, terminal.note
+        listeners.append(terminal)
+    if report_to:
+        from i3lm.training.trackers import open_tracker
 
-def _every(text: str) -> "Every":
-    """Return `500` as steps, `2m` as a time."""
-    from i3lm.training.config import Every
-    from i3lm.units import parse_duration
-
-    return (
-        Every(steps=int(text))
-        if text.isascii() and text.isdigit()
-        else Every(seconds=parse_duration(text))
-    )
+        listeners += [open_tracker(name, run, say) for name in dict.fromkeys(report_to)]
+    return (Several(*listeners) if listeners else None), close

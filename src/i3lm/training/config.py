@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from i3lm.data.documents import DIVISIONS, Division
-from i3lm.errors import UserError
+from i3lm.errors import UserError, did_you_mean
 from i3lm.files import read_small
 from i3lm.memory import STATES
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
@@ -15,6 +15,13 @@ from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 DEFAULT_SECONDS = 600.0
 CHECKPOINTING = ("none", "selective", "full")
 STATE_BITS = (32, 8, 4)
+CHOICES: dict[str, tuple[str, ...]] = {
+    "precision": ("auto", "fp32", "bf16"),
+    "gradient_checkpointing": CHECKPOINTING,
+    "optimizer": tuple(STATES),
+    "documents": DIVISIONS,
+}
+OPEN = ("gradient_checkpointing",)  # None: as memory allows
 # Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
 SMALLEST_VOCABULARY = 6 + 256 + 96
 
@@ -80,16 +87,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise UserError(f"--precision {self.precision!r} must be auto, fp32 or bf16")
-        if self.gradient_checkpointing not in (None, *CHECKPOINTING):
-            raise UserError(
-                f"--gradient-checkpointing {self.gradient_checkpointing!r} must be one of "
-                f"{', '.join(CHECKPOINTING)}"
-            )
-        if self.optimizer not in STATES:
-            known = ", ".join(STATES)
-            raise UserError(f"no optimizer is named {self.optimizer!r}; choose one of {known}")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known and not (value is None and name in OPEN):
+                option = f"--{name.replace('_', '-')}"
+                hint = did_you_mean(value, known)
+                raise UserError(f"{option} {value!r} is unknown; {hint}choose {_or(known)}")
         if self.weight_bits not in STATE_BITS:
             raise UserError(f"--weight-bits {self.weight_bits} must be 32, 8 or 4")
         if self.qat_bits not in (None, 8, 4):
@@ -98,8 +101,6 @@ class TrainConfig:
             raise UserError("--qat-bits keeps float32 weights, --weight-bits does not; choose one")
         if self.state_bits not in (None, *STATE_BITS):
             raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
-        if self.documents not in DIVISIONS:
-            raise UserError(f"--documents {self.documents!r} must be one of {', '.join(DIVISIONS)}")
         if self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:
             raise UserError(
                 f"--vocab-size {self.vocab_size} is too small; it must be at least "
@@ -141,3 +142,7 @@ class TrainConfig:
             raise UserError(f"{folder} holds no run; start one with --out {folder}") from None
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged ({error}); restore it or start anew") from None
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -14,11 +14,12 @@ from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
-from i3lm.folder import Loaded, save_folder
+from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
 from i3lm.presets import find_preset
+from i3lm.report.listener import with_report
 from i3lm.scoring import score_tokens
 from i3lm.tokenizer import EOS, INST
 from i3lm.training.checkpoint import list_checkpoints
@@ -38,9 +39,7 @@ from i3lm.training.planning import plan_run
 
 SAMPLE_TOKENS = 48
 
-# What a run tells: ("prepare", {...}), ("plan", bytes by part), ("start", {...}), ("step", row),
-# ("evaluation", row), ("checkpoint", row), ("note", {"text": ...}), ("end", figures).
-Listener = Callable[[str, dict], None]
+Listener = Callable[[str, dict], None]  # of the events in `training.events`
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,10 @@ class TrainResult:
     folder: Path
     figures: dict  # as on the model card
     interrupted: bool
+
+    def load(self) -> Loaded:
+        """Load the model, to chat with it."""
+        return load_folder(self.folder)
 
 
 def train(
@@ -76,6 +79,7 @@ def train(
 
 
 def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
+    tell = with_report(run, tell)
     device = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

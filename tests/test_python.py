@@ -1,0 +1,69 @@
+"""The Python API: the examples of docs/python.md run, and a user's typed script is well typed."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """\
+import i3lm
+from i3lm.training.events import StepRow
+
+
+class Print(i3lm.Listener):
+    def on_step(self, row: StepRow) -> None:
+        loss: float = row["loss"]
+        print(row["step"], loss)
+
+
+result = i3lm.train(data="a.txt", time="1m", memory="400MB", eval_every=10, listener=Print())
+steps: int = result.figures["steps"]
+reply: str = result.load().chat("Hello!")
+again = i3lm.resume(result.folder, time="2m")
+talk: i3lm.Chat = i3lm.load("run").conversation()
+"""
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "[INST] Hi, I am Anna number {0}. [/INST] Hello Anna! What do you like, number {0}?\n"
+    Path("my_text.txt").write_text("".join(line.format(i) for i in range(200)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # products of this size are slower on several
+    found = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
+    torch.set_num_threads(before)
+    assert found.attempted > 10
+    assert found.failed == 0
+
+
+def test_settings_are_those_of_the_configuration():
+    import dataclasses
+
+    from i3lm.training.config import TrainConfig
+    from i3lm.training.settings import Settings, configure, reconfigure
+
+    assert set(Settings.__annotations__) == {f.name for f in dataclasses.fields(TrainConfig)}
+    from i3lm.errors import UserError
+
+    with pytest.raises(UserError, match="did you mean memory"):
+        configure(memroy="1GB")
+    with pytest.raises(UserError, match="--out"):
+        reconfigure("run", out="other")
+    assert configure(time="1h30m", memory="2GB", data=Path("a")).time == 5400
+
+
+def test_a_users_script_is_well_typed(tmp_path):
+    pytest.importorskip("mypy", reason="needs mypy")
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports"]
+    command += ["--strict", "--config-file", "", "--cache-dir", str(ROOT / ".mypy_cache" / "user")]
+    good = subprocess.run([*command, str(path)], cwd=ROOT / "src", capture_output=True, text=True)
+    assert good.returncode == 0, good.stdout + good.stderr
+    path.write_text(SCRIPT.replace('time="1m"', 'tiem="1m"'))
+    bad = subprocess.run([*command, str(path)], cwd=ROOT / "src", capture_output=True, text=True)
+    assert 'Unexpected keyword argument "tiem"' in bad.stdout
