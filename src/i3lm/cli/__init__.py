@@ -5,7 +5,7 @@ import difflib
 import click
 
 from i3lm import __version__
-from i3lm.cli import bench, chat, evaluate, generate, info, plan, quantize, train
+from i3lm.cli import bench, chat, evaluate, generate, info, plan, quantize, serve, train
 
 GREETING = f"""\
 i3lm {__version__}: from your own text to a chatting model of your own, on your computer.
@@ -46,5 +46,5 @@ def group(ctx: click.Context) -> None:
         click.echo(GREETING)
 
 
-for _module in (train, chat, generate, evaluate, info, plan, quantize, bench):
+for _module in (train, chat, generate, serve, evaluate, info, plan, quantize, bench):
     group.add_command(_module.command)
