@@ -241,7 +241,9 @@ async function answer() {
         drawn ||= requestAnimationFrame(draw);
       }
       if (choice?.finish_reason) {
-        message.notices = piece.notices;
+        // What the last reply said already is not said again.
+        message.notices = piece.notices.filter((one) => !conversation.told?.includes(one));
+        conversation.told = piece.notices;
         message.cut = choice.finish_reason === "length";
         conversation.seenFrom = piece.forgotten_messages
           ? kept[piece.forgotten_messages] ?? 0
