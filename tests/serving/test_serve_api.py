@@ -74,9 +74,7 @@ def test_stop_strings_end_a_reply(client):
 
 def test_seeds_and_greedy_replies_repeat(client):
     def reply(**more):
-        answer = client.chat.completions.create(
-            model="tiny", messages=HELLO, max_tokens=30, **more
-        )
+        answer = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=30, **more)
         return answer.choices[0].message.content
 
     assert reply(seed=1) == reply(seed=1) != reply(seed=2)
