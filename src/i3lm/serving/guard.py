@@ -98,14 +98,13 @@ class Guard:
                 raise HTTPException(
                     401, "the API key is missing or wrong; send Authorization: Bearer KEY"
                 )
-        if scope["method"] == "POST":
-            if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-                raise HTTPException(
-                    415, "the body must be JSON; send Content-Type: application/json"
-                )
-            length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_body:
-                raise self.too_large()
+        kind = headers.get("content-type", "").partition(";")[0].strip()
+        asks = scope["method"] == "POST" and scope["path"].endswith("/completions")
+        if asks and kind != "application/json":
+            raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body:
+            raise self.too_large()
 
     def too_large(self) -> HTTPException:
         """Return the refusal of a body that is too long."""

@@ -6,13 +6,22 @@ the answer and are not supported may stand there with the value that changes not
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from i3lm.chatting import Message
 
 MESSAGES, PARTS, STOPS, STOP_LENGTH = 1000, 1000, 16, 500  # at most
 DEFAULT_TOKENS = 256
 
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("must be false")
+    return value
+
+
+# Not Literal[False], which takes 0 as well.
+Off = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
@@ -47,7 +56,8 @@ class Asked(_Body):
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
         None, description="Draw among this many likeliest tokens (not in OpenAI's API)."
     )
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
+    # The bound is one that a double holds: so it stands in the description.
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1024)] | None = Field(
         None, description="The same seed gives the same text."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = Field(
@@ -115,7 +125,7 @@ class ChatAsked(Asked):
     max_completion_tokens: Tokens | None = Field(None, description="As max_tokens.")
     tools: Nothing | None = None
     functions: Nothing | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Off | None = None
     response_format: TextFormat | None = None
 
     @property
@@ -128,7 +138,7 @@ class CompletionAsked(Asked):
     """A text that wants to be continued."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
-    echo: Literal[False] | None = None
+    echo: Off | None = None
     best_of: Literal[1] | None = None
     logprobs: None = None
     suffix: None = None
