@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import time
 
 import pytest
 from serving_helpers import Server
@@ -59,9 +60,17 @@ def open_page(browser):
     assert [e for e in errors if "Failed to load resource" not in e] == []
 
 
+def until(page, expression, seconds=15):
+    """Wait for JavaScript to be true; playwright's own way would need eval in the page."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        time.sleep(0.03)
+
+
 def ready(page):
     page.wait_for_selector("[data-state=ok]")
-    page.wait_for_function("document.querySelector('#send use').href.baseVal === '#i-send'")
+    until(page, "document.querySelector('#send use').href.baseVal === '#i-send'")
 
 
 def say(page, text, wait=True):
@@ -96,6 +105,7 @@ def test_conversations(open_page, server):
     page.click("text=Who are you?")
     page.wait_for_selector("article.assistant .foot")
     assert page.locator("#list li").count() == 2
+    page.hover("#list li:has-text('the cat')")
     page.get_by_label("Rename: the cat").click()
     page.fill("#name", "مثال <b>")
     page.keyboard.press("Enter")
@@ -124,12 +134,10 @@ def test_stop_retry_and_the_window(open_page, server):
     ready(page)
     limit(page, 900_000)
     say(page, "the cat", wait=False)
-    page.wait_for_function("document.querySelector('.writing .body')?.textContent.length > 200")
+    until(page, "document.querySelector('.writing .body')?.textContent.length > 200")
     assert page.get_attribute("#send", "aria-label") == "Stop the reply"
     begun = len(page.text_content(".writing .body"))
-    page.wait_for_function(
-        "n => document.querySelector('.writing .body').textContent.length > n", arg=begun
-    )
+    until(page, f"document.querySelector('.writing .body').textContent.length > {begun}")
     page.keyboard.press("Escape")
     page.wait_for_selector("text=stopped")
     server.until(0)
@@ -272,7 +280,7 @@ def test_a_server_that_restarts_and_wants_a_key(open_page, folder):
         ready(page)
         limit(page, 900_000)
         say(page, "the cat", wait=False)
-        page.wait_for_function("document.querySelector('.writing .body')?.textContent.length > 50")
+        until(page, "document.querySelector('.writing .body')?.textContent.length > 50")
         first.process.kill()
         page.wait_for_selector(".note.bad")
         assert "broke off" in page.inner_text(".note.bad")

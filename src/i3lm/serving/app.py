@@ -256,9 +256,10 @@ async def _events(form: _Form, job: Job, first: str, usage: bool) -> AsyncIterat
             yield _event(form.piece({"content": first}))
             async for piece in job:
                 yield _event(form.piece({"content": piece}))
-    except Exception:
+    except Exception as error:
         log.exception("a reply broke off")
-        response = error_response(500, "the reply broke off; the server's log says why")
+        why = str(error) if isinstance(error, UserError) else "the server's log says why"
+        response = error_response(500, f"the reply broke off: {why}")
         yield f"data: {bytes(response.body).decode()}\n\n"
         return
     yield _event(form.piece({}, job.reply.finish_reason, **notices_of(job)))

@@ -172,32 +172,10 @@ function update() {
   $("send").disabled = !busy && (lost || !model || !$("input").value.trim());
 }
 
-/** Return what is sent of a conversation, and where its messages stand in it. */
-function payload(conversation) {
-  const messages = conversation.messages;
-  const places = [];
-  messages.forEach((message, i) => {
-    const next = messages[i + 1];
-    const answered = next?.role === "assistant" && next.content.trim();
-    if (message.role === "user" && (answered || i === messages.length - 1)) places.push(i);
-    if (message.role === "assistant" && message.content.trim() && places.at(-1) === i - 1) places.push(i);
-  });
-  // More than twice the window is never sent: a chunk has at most 3 characters.
-  const room = 6 * model.context_window;
-  let characters = 0;
-  let first = places.length - 1;
-  while (first > 0 && characters < room) characters += messages[places[--first]].content.length;
-  if (first % 2) first--; // begin with the user's
-  const kept = places.slice(Math.max(0, first));
-  const sent = kept.map((i) => ({ role: messages[i].role, content: messages[i].content }));
-  if (conversation.system.trim()) sent.unshift({ role: "system", content: conversation.system });
-  return { sent, kept };
-}
-
 function send(text) {
   if (writing || lost || !model || !text.trim()) return;
   now.messages.push({ role: "user", content: text });
-  if (!now.title) now.title = text.trim().replace(/\s+/gu, " ").slice(0, 60);
+  if (!now.title) now.title = Array.from(text.slice(0, 200).trim().replace(/\s+/gu, " ")).slice(0, 60).join("");
   keep(now);
   all = [now, ...all.filter((one) => one !== now)];
   list();
@@ -205,21 +183,21 @@ function send(text) {
 }
 
 function retry() {
-  if (writing || lost || !model) return;
+  if (writing) return toast("One reply at a time");
+  if (lost || !model) return toast("The server cannot be reached yet");
   if (now.messages.at(-1)?.role === "assistant") now.messages.pop();
-  answer();
+  return answer();
 }
 
 async function answer() {
   const conversation = now;
   const controller = new AbortController();
   const message = { role: "assistant", content: "" };
-  const { sent, kept } = payload(conversation);
+  const { sent, kept } = store.payload(conversation, model.context_window);
   const view = article(message, actions);
   view.made.classList.add("writing");
   const place = () => { $("log").append(view.made); view.grow(); };
   writing = { conversation, controller, place };
-  $("input").placeholder = "Say something";
   show();
   say("ok", "writing");
   announce("The model is writing.");

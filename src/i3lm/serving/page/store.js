@@ -63,6 +63,28 @@ export function remove(conversation) {
   }
 }
 
+/** Return what is sent of a conversation, and where its messages stand in it. */
+export function payload(conversation, window) {
+  const messages = conversation.messages;
+  const places = [];
+  messages.forEach((message, i) => {
+    const next = messages[i + 1];
+    const answered = next?.role === "assistant" && next.content.trim();
+    if (message.role === "user" && (answered || i === messages.length - 1)) places.push(i);
+    if (message.role === "assistant" && message.content.trim() && places.at(-1) === i - 1) places.push(i);
+  });
+  // More than twice the window is never sent: a chunk has at most 3 characters.
+  const room = 6 * window;
+  let characters = 0;
+  let first = places.length - 1;
+  while (first > 0 && characters < room) characters += messages[places[--first]].content.length;
+  if (first % 2) first--; // begin with the user's
+  const kept = places.slice(Math.max(0, first));
+  const sent = kept.map((i) => ({ role: messages[i].role, content: messages[i].content }));
+  if (conversation.system.trim()) sent.unshift({ role: "system", content: conversation.system });
+  return { sent, kept };
+}
+
 /** Say whether a `storage` event is about a conversation. */
 export const concerns = (event) => event.key === null || event.key.startsWith(PREFIX);
 
