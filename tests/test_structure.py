@@ -26,7 +26,7 @@ ALLOWED = {
     "lorpt": {*FOUNDATION, "model"},
     "data": {*FOUNDATION, "tokenizer"},
 }
-LIGHT = ("torch", "transformers", "numpy", "tokenizers", "pyarrow", "datasets", "rich")
+LIGHT = ("torch", "transformers", "numpy", "tokenizers", "pyarrow", "datasets", "rich", "fastapi")
 
 
 def modules() -> list[Path]:

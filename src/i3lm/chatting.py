@@ -5,7 +5,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
+from i3lm.generation import (
+    LONGEST_CHUNK,
+    Model,
+    Notify,
+    Sampling,
+    TextStream,
+    ignore,
+    make_generator,
+    open_model,
+)
 from i3lm.tokenizer import EOS, INST
 
 Message = dict[str, str]
@@ -44,6 +53,11 @@ class Chat:
     def window(self) -> int:
         """The tokens that the model sees at once."""
         return self._loaded.network.config.max_position_embeddings
+
+    @property
+    def forgotten(self) -> int:
+        """How many of `messages`, the oldest, no longer fit the window."""
+        return self._first
 
     def reset(self) -> None:
         """Forget the conversation; the system message stays."""
@@ -98,6 +112,7 @@ class Chat:
         window: int = self._loaded.network.config.max_position_embeddings
         room = window - min(RESERVE, window // 4)
         forgotten = self._first
+        self._first += 2 * self._surely_too_long(room)
         ids = self._encode(self.messages[self._first :])
         while len(ids) > room and self._first < len(self.messages) - 1:
             self._first += 2
@@ -115,6 +130,16 @@ class Chat:
                 f"only the last {kept:,} of its {len(text):,} characters are read"
             )
         return ids
+
+    def _surely_too_long(self, room: int) -> int:
+        """Return how many of the oldest turns cannot fit, without encoding them again and again."""
+        sizes = [len(message["content"].strip()) for message in self.messages[self._first :]]
+        turns, characters = (len(sizes) - 1) // 2, sum(sizes)
+        for turn in range(turns):
+            if characters <= room * LONGEST_CHUNK:
+                return turn
+            characters -= sizes[2 * turn] + sizes[2 * turn + 1]
+        return turns
 
     def _newest_part(self, text: str, room: int) -> tuple[list[int], int]:
         def encode(start: int) -> list[int]:

@@ -61,8 +61,8 @@ class Sampling(SamplingRule):
         """Draw a token from logits (V,), float32 on the CPU."""
         if self.temperature == 0:
             return int(logits.argmax())
-        # From the maximum down, so that no temperature overflows.
-        logits = (logits - logits.max()) / self.temperature
+        # From the maximum down, so that no temperature overflows; none is 0 in float32.
+        logits = (logits - logits.max()) / max(self.temperature, 1e-30)
         if self.top_k is not None and self.top_k < len(logits):
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], -torch.inf)
         probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)

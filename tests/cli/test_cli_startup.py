@@ -9,6 +9,7 @@ import pytest
 import i3lm
 
 HEAVY = {"torch", "numpy", "transformers", "tokenizers", "rich", "safetensors", "pyarrow"}
+HEAVY |= {"fastapi", "uvicorn", "pydantic"}
 RUN = "import sys, i3lm.__main__ as m; code = m.main({}); print(*sys.modules); sys.exit(code)"
 
 
@@ -26,6 +27,7 @@ def python(code: str, **options) -> subprocess.CompletedProcess[str]:
         ["-h"],
         ["--version"],
         ["train", "-h"],
+        ["serve", "-h"],
         ["info"],
         ["info", "i3-12m", "--json"],
     ],
@@ -151,3 +153,9 @@ def test_a_reader_that_leaves_early():
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_server_needs_no_transformers():
+    done = python("import sys, i3lm.serving.server; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    assert not {"transformers", "tokenizers", "torch._dynamo"} & set(done.stdout.split())

@@ -14,6 +14,7 @@ from i3lm.cli import (
     info,
     plan,
     quantize,
+    serve,
     train,
 )
 from i3lm.errors import did_you_mean
@@ -58,6 +59,7 @@ def group(ctx: click.Context) -> None:
 
 
 for _module in (
-    train, chat, generate, evaluate, compare, info, plan, export, quantize, bench, completion,
+    train, chat, generate, serve, evaluate, compare, info, plan, export, quantize, bench,
+    completion,
 ):  # fmt: skip
     group.add_command(_module.command)

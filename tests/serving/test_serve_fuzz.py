@@ -1,0 +1,33 @@
+"""The server against its own description: what it says and does is the same, whatever comes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from serving_helpers import Server
+
+pytest.importorskip("schemathesis")
+# I3LM_FUZZ_SECONDS=600 looks for ten minutes.
+SECONDS = int(os.environ.get("I3LM_FUZZ_SECONDS", "12"))
+
+
+@pytest.mark.timeout(SECONDS + 120)
+def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
+    command = [sys.executable, "-c", "import schemathesis.cli as c; c.schemathesis()", "run"]
+    flags = ["--no-color", "--generation-database", "none", "--request-timeout", "20"]
+    flags += ["--max-time", str(SECONDS), "--continue-on-failure"]
+    flags += ["--max-examples", "20" if SECONDS < 60 else "100000"]
+    flags += ["--phases", "coverage,fuzzing"]
+    with Server(folder, "--max-new-tokens", "4") as server:
+        done = subprocess.run(
+            [*command, f"{server.url}/openapi.json", *flags],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert server.ask("/health")[0] == 200
+        assert "Traceback" not in server.errors
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert "Tested: 5" in done.stdout
