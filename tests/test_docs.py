@@ -2,13 +2,16 @@
 
 Commands run as they stand but for what would take long, and nothing else:
 
-- `i3lm train`: `--preset i3-tiny --context 32`, and `--steps` 2, 4, 6, ... from command to command
-  of a page instead of its `--time` and `--steps`; `TrainConfig(...)` in Python likewise.
+- `i3lm train`: `--preset i3-tiny --context 32 --eval-every 1000`, and `--steps` 2, 4, 6, ... from
+  command to command of a page instead of its `--time` and `--steps`; `TrainConfig` likewise.
 - `--memory SIZE` becomes 4GB: the process that runs the tests has more in it than a training run.
+- `open_source(size=...)` gives 60 conversations.
 - A text file shown in a page, ```text title="NAME", is written with its lines repeated.
 - The commands of installation are compared with the README's, which `make test` runs.
 """
 
+import functools
+import http.server
 import io
 import os
 import re
@@ -17,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,12 +31,14 @@ from i3lm.__main__ import main
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Pages whose blocks have tests of their own. performance.md and memory.md: what their figures say
-# comes from benchmarks/results; AdamW4bit of memory.md runs in tests/optim/test_blockwise.py.
-TESTED_ELSEWHERE = {"memory.md", "performance.md", "log.md", "math.md", "architecture.md"}
+# Pages whose blocks do not run here, and the file that tests what they show.
+TESTED_ELSEWHERE = {
+    "memory.md": "tests/optim/test_blockwise.py",
+    "performance.md": "tests/test_bench.py",
+}
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 REPEATS = 60
-TINY = ["--preset", "i3-tiny", "--context", "32"]
+TINY = ["--preset", "i3-tiny", "--context", "32", "--eval-every", "1000"]
 
 pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
 
@@ -47,7 +53,7 @@ def prepared(tmp_path_factory) -> Path:
     """A folder with texts and a model, as a reader of any page may have them."""
     folder = tmp_path_factory.mktemp("reader")
     turns = "[INST] Hi, I am Anna number {0}. [/INST] Hello Anna! What do you like, number {0}?\n"
-    text = "".join(turns.format(i) for i in range(200))
+    text = "".join(turns.format(i) for i in range(100))
     for name in ("my_text.txt", "other_text.txt"):
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "notes").mkdir()
@@ -78,6 +84,7 @@ class Reader:
                     self.command(line[2:])
         elif language == "python":
             text = re.sub(r", time=\d+\)", ', preset="i3-tiny", context=32, steps=2)', text)
+            text = re.sub(r"open_source\(size=\d+\)", "open_source(size=60)", text)
             exec(compile(text, "page", "exec"), self.names)
         else:
             assert language in ("text", "json"), language
@@ -120,10 +127,9 @@ def test_what_a_page_shows_runs(page, prepared, tmp_path, monkeypatch, capsys):
         reader.do(*block)
 
 
-def test_pages_without_a_test_here_are_the_ones_that_are_named():
-    assert set(pages) >= TESTED_ELSEWHERE
-    for page in TESTED_ELSEWHERE - {"memory.md"}:
-        assert not [block for block in blocks(page) if block[0] in ("console", "python")], page
+def test_pages_whose_blocks_do_not_run_here_are_tested_elsewhere():
+    assert set(pages) >= TESTED_ELSEWHERE.keys()
+    assert all((ROOT / path).is_file() for path in TESTED_ELSEWHERE.values())
 
 
 def test_the_table_of_sizes_is_true():
@@ -156,7 +162,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     (parameters,) = (cell for cell in code if "parameters" in cell.metadata.get("tags", ()))
-    parameters.source += '\nPRESET, SECONDS, CONVERSATIONS = "i3-tiny", 4, 100'
+    parameters.source += '\nPRESET, SECONDS, CONVERSATIONS = "i3-tiny", 2, 60'
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
@@ -215,8 +221,9 @@ def test_the_python_reference_has_every_public_name(site):
     import i3lm
 
     page = (site / "reference" / "python.html").read_text(encoding="utf-8")
-    for name in i3lm.__all__:
-        assert name == "__version__" or f"i3lm.{name}<" in page.replace("\n", ""), name
+    titles = re.findall(r"<h3 [^>]*>(.*?)</h3>", page, re.DOTALL)
+    named = {re.sub(r"<[^>]+>", "", title).split()[0] for title in titles}
+    assert {f"i3lm.{name}" for name in i3lm.__all__ if name != "__version__"} <= named
     for field in i3lm.TrainConfig.__dataclass_fields__:
         assert f"<code>{field}</code>" in page
 
@@ -243,10 +250,64 @@ def test_the_check_finds_what_is_wrong(html, problem, tmp_path):
     assert check(tmp_path / "empty")
 
 
+POLICY = "default-src 'self' 'unsafe-inline' data: blob:; report-uri /report"
+
+
+def test_a_page_fetches_nothing_from_other_hosts(site):
+    """In a real browser, which reports what breaks the policy that it is served with."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    asked, reports = [], []
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def end_headers(self):
+            self.send_header("Content-Security-Policy-Report-Only", POLICY)
+            super().end_headers()
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def do_POST(self):
+            reports.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    quiet = "--disable-background-networking --disable-component-update --disable-sync"
+    flags = f"--headless --no-sandbox --disable-gpu --disable-quic --no-first-run {quiet}"
+
+    def visit(page: str) -> str:
+        address = f"http://127.0.0.1:{server.server_port}/{page}"
+        command = [browser, *flags.split(), "--virtual-time-budget=3000", "--dump-dom", address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+    stranger = "<img src='http://127.0.0.2:9/a.png'><script src='/reference/x.js'></script>"
+    (site / "stranger.html").write_text(f"<!doctype html><title>x</title>{stranger}")
+    handler = functools.partial(Server, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            shown = visit("model.html")
+            assert reports == []
+            visit("stranger.html")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "The first head of each layer" in shown
+    assert any(path.startswith("/assets/javascripts/") for path in asked)
+    assert len(reports) == 1
+    assert "127.0.0.2" in reports[0]
+
+
 def test_a_broken_link_stops_the_build(site):
-    page = site.parent / "docs" / "index.md"
+    page = site.parent / "build" / "docs" / "index.md"
     page.write_text("[x](nowhere.md) [y](math.md#nowhere)\n", encoding="utf-8")
-    command = [sys.executable, str(site.parent / "tools" / "build_site.py")]
-    out = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "zensical", "build", "--strict"]
+    out = subprocess.run(command, cwd=site.parent, capture_output=True, text=True)
     assert out.returncode == 1
-    assert "2 issues found" in out.stderr
+    assert "2 issues found" in out.stdout + out.stderr
