@@ -136,7 +136,8 @@ def build() -> list[str]:
     gather()
     shutil.rmtree(ROOT / "site", ignore_errors=True)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "NO_COLOR": "1"}
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if out.returncode:
         return [f"zensical build --strict ends with {out.returncode}:", out.stdout, out.stderr]
     return check(ROOT / "site")
