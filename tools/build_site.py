@@ -136,10 +136,10 @@ def build() -> list[str]:
     gather()
     shutil.rmtree(ROOT / "site", ignore_errors=True)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    environment = {**os.environ, "NO_COLOR": "1"}
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if out.returncode:
-        return [f"zensical build --strict ends with {out.returncode}:", out.stdout, out.stderr]
+        said = re.sub("\x1b\\[[0-9;]*m", "", out.stdout + out.stderr)  # its colours
+        return [f"zensical build --strict ends with {out.returncode}:", said]
     return check(ROOT / "site")
 
 
