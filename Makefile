@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-memory clean
+.PHONY: demo test lint docs bench bench-memory clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
@@ -32,10 +32,14 @@ bench: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
+# The documentation site, in site/: built strictly, every link checked, nothing from other hosts.
+docs: $(INSTALLED)
+	$(BIN)/python tools/build_site.py
+
 lint: $(INSTALLED)
-	$(BIN)/ruff format --check src tests benchmarks setup.py
-	$(BIN)/ruff check src tests benchmarks setup.py
+	$(BIN)/ruff format --check src tests benchmarks tools setup.py
+	$(BIN)/ruff check src tests benchmarks tools setup.py
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build demo src/*.egg-info src/i3lm/native/*.so
+	rm -rf $(VENV) build demo site src/*.egg-info src/i3lm/native/*.so
