@@ -52,7 +52,7 @@ def test_the_kill_signal_at_any_instant_loses_nothing(small_config, tmp_path):
     assert train(config, listener=stop).interrupted
     chance = random.Random(1)
     kills = 0
-    while kills < 6:
+    while kills < 3:
         before = list_checkpoints(run)[0].name
         child = command("--resume", run)
         while list_checkpoints(run)[0].name == before and child.poll() is None:

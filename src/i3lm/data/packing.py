@@ -1,8 +1,10 @@
 """From documents to a folder of token files that training reads through memory maps."""
 
-import errno
+import contextlib
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,10 @@ from i3lm.data.holdout import Holdout
 from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
-from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
+from i3lm.files import read_small, sha256_file, sync_folder, write_atomic, writing_to
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MOST_THREADS = 4  # more would wait for the one that reads and writes
 
@@ -129,58 +131,85 @@ def prepare(
         "seed": seed,
     }
     if not rebuild and _reusable(folder, source, settings):
-        return Corpus.open(folder)
-    before = [path.stat() for path in source.files]
+        return Corpus.open(folder, verify=True)
+    before = [_stamp(path) for path in source.files]
     report = progress or (lambda stage, share: None)
     threads = threads or min(MOST_THREADS, _cores())
     counter = None if tokenizer else VocabularyCounter(lowercase)
     holdout = Holdout(held_out, seed)
-    plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
+    with _naming_what_changed(source, before):
+        plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
     if tokenizer is None:
         assert counter is not None
         tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
     if len(tokenizer) > 1 << 16:
         raise UserError(f"a vocabulary of {len(tokenizer):,} does not fit 16 bits; take a smaller")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
-    try:
-        encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
-        counts = {split: writer.close() for split, writer in writers.items()}
-        files = [_describe(path) for path in source.files]
-        if sum(c["documents"] for c in counts.values()) != plan.documents or [
-            (stat.st_size, stat.st_mtime_ns) for stat in before
-        ] != [(file["bytes"], file["mtime_ns"]) for file in files]:
-            raise UserError(f"{source.description}: changed while it was read; run it again")
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for split, writer in writers.items():
-            os.replace(writer.path, folder / f"{split}.bin")
-        sync_folder(folder)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder}: the disk is full; make room or take another") from error
-        raise
-    finally:
-        for writer in writers.values():
-            writer.discard()
-    tokenizer.save(folder)
-    manifest = {
-        "format": FORMAT,
-        "description": source.description,
-        "source": source.identity,
-        "settings": settings,
-        "files": files,
-        "skipped": source.skipped,
-        "tokenizer": tokenizer.fingerprint,
-        **counts,
-    }
-    _write_manifest(folder, manifest)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
+        try:
+            with _naming_what_changed(source, before):
+                encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
+            counts = {split: writer.close() for split, writer in writers.items()}
+            if sum(c["documents"] for c in counts.values()) != plan.documents:
+                raise UserError(f"{source.description}: changed while it was read; run it again")
+            _require_unchanged(source, before)
+            files = [_describe(path) for path in source.files]
+            _require_unchanged(source, before)  # while it was hashed, too
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for split, writer in writers.items():
+                os.replace(writer.path, folder / f"{split}.bin")
+            sync_folder(folder)
+        finally:
+            for writer in writers.values():
+                writer.discard()
+        tokenizer.save(folder)
+        manifest = {
+            "format": FORMAT,
+            "description": source.description,
+            "source": source.identity,
+            "settings": settings,
+            "files": files,
+            "skipped": source.skipped,
+            "tokenizer": tokenizer.fingerprint,
+            **counts,
+        }
+        _write_manifest(folder, manifest)
     return Corpus.open(folder)
 
 
 def _cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Stamp = tuple[int, int, int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    """Return what changes with a file's contents: its number, size and date; None where gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _require_unchanged(source: Source, before: Sequence[Stamp]) -> None:
+    for path, old in zip(source.files, before, strict=True):
+        if _stamp(path) != old:
+            raise UserError(f"{path}: changed while it was read; run it again")
+
+
+@contextlib.contextmanager
+def _naming_what_changed(source: Source, before: Sequence[Stamp]) -> Iterator[None]:
+    """Say of a failure that a file changed, where one did: it may be torn in any way then."""
+    try:
+        yield
+    except Exception:
+        _require_unchanged(source, before)
+        raise
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -193,7 +222,12 @@ def _describe(path: Path) -> dict[str, Any]:
     }
 
 
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest = {**manifest, "check": _digest(manifest)}
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -207,6 +241,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         raise _damaged(folder, f"{MANIFEST} cannot be read") from error
     if found != FORMAT:
         raise _damaged(folder, f"its format is {found}, this version reads {FORMAT}")
+    if manifest.pop("check", None) != _digest(manifest):
+        raise _damaged(folder, f"{MANIFEST} does not match its checksum")
     return manifest
 
 
