@@ -27,9 +27,13 @@ def refused_in_a_line(work: Callable[[], object]) -> object | None:
     try:
         return work()
     except UserError as error:
-        assert "\n" not in str(error)
-        assert str(error)
+        _require_a_line(error)
         return None
+
+
+def _require_a_line(error: Exception) -> None:
+    assert str(error)
+    assert "\n" not in str(error)
 
 
 def small_tokenizer():
@@ -170,7 +174,7 @@ def header(folder: Path) -> tuple[Target, list[bytes]]:
         try:
             found = read_header(path)
         except ValueError as error:
-            assert "\n" not in str(error)
+            _require_a_line(error)
             return
         with safe_open(path, "np") as file:
             for name, entry in found.tensors.items():

@@ -1,10 +1,11 @@
 """Model folders whose matrices take 4 or 8 bits a number: smaller files, less memory."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.files import write_atomic
+from i3lm.files import write_atomic, writing_to
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
@@ -40,8 +41,13 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
         stored[path] = StoredMatrix(*codes, matrix.shape, bits)
         lost += float((stored[path].read() - matrix.detach()).square().sum())
         whole += float(matrix.detach().square().sum())
-    save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
-    _card(model, out, bits)
+    try:
+        with writing_to(out):
+            save_folder(out, loaded.network, loaded.tokenizer, stored=stored)
+            _card(model, out, bits)
+    except BaseException:  # a signal too: the same command can be given again
+        shutil.rmtree(out, ignore_errors=True)
+        raise
     before, after = ((folder / "model.safetensors").stat().st_size for folder in (model, out))
     return {
         "folder": str(out),

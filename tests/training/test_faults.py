@@ -32,7 +32,7 @@ def test_any_flipped_or_torn_byte_is_found(finished):
     newest, older = list_checkpoints(finished)
     assert reload(finished)[1] == []
     chance = random.Random(0)
-    for case in range(100):
+    for case in range(24):
         path = newest / ("model.safetensors", "optimizer.safetensors", "trainer.json")[case % 3]
         good = path.read_bytes()
         if case % 4 == 3:

@@ -76,6 +76,15 @@ class Corpus:
                 f"{folder}: no prepared corpus here ({MANIFEST} is missing); prepare it"
             )
         tokenizer = ChunkTokenizer.load(folder)
+        try:
+            return cls._open(folder, manifest, tokenizer, verify)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder, f"{MANIFEST} is not one of ours ({error})") from error
+
+    @classmethod
+    def _open(
+        cls, folder: Path, manifest: dict[str, Any], tokenizer: ChunkTokenizer, verify: bool
+    ) -> "Corpus":
         if tokenizer.fingerprint != manifest["tokenizer"]:
             raise _damaged(folder, "its tokenizer is another than its tokens were made with")
         maps = []
@@ -152,9 +161,9 @@ def prepare(
             with _naming_what_changed(source, before):
                 encode(source, plan, tokenizer, writers, seed=seed, threads=threads, report=report)
             counts = {split: writer.close() for split, writer in writers.items()}
+            _require_unchanged(source, before)
             if sum(c["documents"] for c in counts.values()) != plan.documents:
                 raise UserError(f"{source.description}: changed while it was read; run it again")
-            _require_unchanged(source, before)
             files = [_describe(path) for path in source.files]
             _require_unchanged(source, before)  # while it was hashed, too
             (folder / MANIFEST).unlink(missing_ok=True)
@@ -237,7 +246,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         found = manifest["format"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} cannot be read") from error
     if found != FORMAT:
         raise _damaged(folder, f"its format is {found}, this version reads {FORMAT}")

@@ -25,6 +25,11 @@ from i3lm.tensorfile import read_tensors, write_tensors
 
 FORMAT = 2
 KEEP = 2
+# What reading a damaged file may end in.
+UNSOUND = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+    UserError,
+)  # fmt: skip
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -134,7 +139,7 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
             counters = _counters(folder, manifest)
             for part in (state, moments):
                 _require_finite(part)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
+        except UNSOUND as error:
             notes.append(f"{folder.name} is damaged and was passed over: {error}")
             continue
         _require_shapes(folder, state, network)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 
 from i3lm.data import Corpus, Loader
@@ -276,15 +277,24 @@ class Trainer:
         for begin in range(0, self.sequences, self.microbatch):
             self.heed_signals()
             size = min(self.microbatch, self.sequences - begin)
-            inputs, targets = (
-                torch.from_numpy(rows).to(self.device)
-                for rows in self.loader.windows(first + begin, size)
-            )
+            rows = self.loader.windows(first + begin, size)
+            self._require_tokens(rows, first + begin)
+            inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach().cpu()
         return float(total)
+
+    def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
+        """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
+        most = max(int(part.max()) for part in rows)
+        if most >= self.network.config.vocab_size:
+            raise UserError(
+                f"token {most} at sample {sample} is beyond the vocabulary of "
+                f"{self.network.config.vocab_size:,}: {self.run / 'data'} was changed while it was "
+                f"read; i3lm train --resume {self.run} checks it"
+            )
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""

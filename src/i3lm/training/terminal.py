@@ -13,11 +13,18 @@ PLAIN_SECONDS = 10.0  # between lines where there is no terminal to redraw
 BARS = "▁▂▃▄▅▆▇█"
 
 
+class _Console(Console):
+    """Falls silent where its reader has left; rich would end the program, and the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class TerminalListener:
     """Listens to a run and prints it to standard error, so that standard output stays clean."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._last_line = 0.0
         self._bits: float | None = None
