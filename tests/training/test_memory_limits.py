@@ -75,3 +75,44 @@ def test_a_run_beyond_the_address_space_is_refused_before_it_starts(tmp_path, te
     assert "error:" in done.stdout
     assert done.stdout.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def memory_group(tmp_path):
+    """A cgroup with a memory limit, `group(bytes)`; where we may make none, the test is skipped."""
+    made: list[Path] = []
+
+    def group(size: int) -> Path:
+        one, two = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+        top, name = (one, "memory.limit_in_bytes") if one.is_dir() else (two, "memory.max")
+        folder = top / f"i3lm-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+            made.append(folder)
+            (folder / name).write_text(str(size))
+        except OSError as error:
+            pytest.skip(f"no memory cgroup can be made here ({error.strerror})")
+        return folder
+
+    yield group
+    for folder in made:
+        folder.rmdir()
+
+
+def in_group(folder: Path, *arguments) -> subprocess.CompletedProcess:
+    enter = "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid())); "
+    enter += "os.execv(sys.executable, [sys.executable, '-m', 'i3lm', *sys.argv[2:]])"
+    line = [sys.executable, "-c", enter, str(folder), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+def test_the_limit_of_a_cgroup_is_kept(memory_group, tmp_path, text_file):
+    """A run that would be killed in it is refused; one that fits with less is planned for less."""
+    folder = memory_group(500 << 20)
+    out = ("--data", text_file, "--out", tmp_path / "run", "--steps", 2, "--threads", 1)
+    done = in_group(folder, "train", *out, "--preset", "i3-22m", "--batch-tokens", 8192)
+    assert done.returncode == 2, done.stderr
+    assert "too little" in done.stderr
+    assert done.stderr.count("\n") == 1
+    done = in_group(folder, "train", *out, "--preset", "i3-tiny")
+    assert done.returncode == 0, done.stderr
