@@ -82,6 +82,29 @@ def test_100_damages_of_each_file_of_a_corpus(corpus, text_file, name):
         path.write_bytes(good)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"tokens": 3, "sha256": "0"}}, r"train\.bin is missing or not 6 bytes"),
+        ({"train": {}}, "not one of ours"),
+        ({"held_out": None}, "not one of ours"),
+        ({"tokenizer": "0"}, "its tokenizer is another"),
+    ],
+)
+def test_a_forged_manifest_still_tells_of_other_files(corpus, changes, message):
+    """Its checksum is right; the fuzzer learnt to compute it."""
+    from i3lm.data.packing import _write_manifest
+
+    path = corpus / "manifest.json"
+    good = path.read_bytes()
+    manifest = json.loads(good)
+    del manifest["check"]
+    _write_manifest(corpus, {**manifest, **changes})
+    with pytest.raises(UserError, match=message):
+        Corpus.open(corpus, verify=True)
+    path.write_bytes(good)
+
+
 def test_100_damages_of_a_configuration(tmp_path):
     config, chance = TrainConfig(preset="i3-mini", lr=0.02, steps=500), random.Random(1)
     good, path = config.to_json().encode(), tmp_path / "run.json"

@@ -297,13 +297,29 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment; UserError where its loss is not sound, or no room."""
+        self._require_sound_weights()
         self.counters.seconds = self.seconds
         try:
             self.counters.metrics_bytes = self.metrics.flush()
         except OSError as error:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
         save_checkpoint(self.run, self.network, self.optimizer, self.counters)
+
+    @torch.no_grad()
+    def _require_sound_weights(self) -> None:
+        """Refuse weights that the last update has ruined: the next step would only then find out,
+        and go back to them."""
+        first = self.counters.step * self.sequences
+        inputs, targets = (
+            torch.from_numpy(rows).to(self.device) for rows in self.loader.windows(first, 1)
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = float(self.network.loss(inputs, targets)) / self.context
+        try:
+            self._require_sound(loss, 0.0)
+        except Diverged as error:
+            raise UserError(f"no checkpoint of step {self.counters.step}: {error}") from None
 
     def heed_signals(self) -> None:
         """Raise Interrupted if a signal has come."""
