@@ -3,13 +3,23 @@
 What long runs found stands in FOUND, a case each.
 """
 
+import base64
 import random
+import zlib
 
 import pytest
 from benchmarks.fuzz import TARGETS
 
 ROUNDS = 150
-FOUND: dict[str, list[bytes]] = {}
+# A column's name that is not UTF-8.
+PARQUET = (
+    "c-n1I!A=4(5S?Ai1``fIoK2hbum{<200a#jjF%}wG-5;&qVZrtNW+?dtjj8Xj0X?i{YBda@!~s7r!()pnY2S1wUF"
+    "T<RtM&QGC=t}2LO?t&zCkyBb{gjETdmDj3RpI$qrO=S%c>?VyR@9`+;jBbDTXFnW(jad#h=r7ZY>=3l*2MZ~dNDU"
+    "?2_6XF>`Yg2aMogI5%srKXFn&-@R^|8l}XnE!8%uv>t&1hb3_Xa0fkL<r298YK(!Mh!yp0*yvDcc+^j_@{GZaY7c"
+    "iw80h8n$(Q?L^JBnvYJvv*EZ=AU1o*9)1YU=c$<x_&gd_!Pv)z(&eZE?Ots#LXg69lAMT^(?_F*Cz=L>_yu9kPK8"
+    "@r0BuSR*;7up1r{!~S+-Wo$Eg|jOJvsnG^KU;0lU?5"
+)
+FOUND = {"parquet": [zlib.decompress(base64.b85decode(PARQUET))]}
 
 
 def mutated(seed: bytes, chance: random.Random) -> bytes:
