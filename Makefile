@@ -44,7 +44,7 @@ audit: $(INSTALLED)
 # MINUTES of training, then the same with a fault a minute; and a kill at every instant of a save.
 MINUTES ?= 120
 soak: $(INSTALLED)
-	I3LM_ALL_INSTANTS=1 $(BIN)/python -m pytest tests/training/test_every_instant.py
+	I3LM_ALL_INSTANTS=1 $(BIN)/python -m pytest -o timeout=3600 tests/training/test_every_instant.py
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 # Each target for FUZZ_MINUTES; make fuzz TARGETS="jsonl text" runs two of them.
