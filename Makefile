@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint docs bench bench-memory clean
+.PHONY: demo test lint docs audit bench bench-memory soak fuzz clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
@@ -40,6 +40,22 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks tools setup.py
 	$(BIN)/ruff check src tests benchmarks tools setup.py
 	$(BIN)/mypy
+
+# Known vulnerabilities among the pinned packages; says so and passes where the service is away.
+audit: $(INSTALLED)
+	$(BIN)/python -m benchmarks.audit
+
+# MINUTES of training, then the same with a fault a minute; and a kill at every instant of a save.
+MINUTES ?= 120
+soak: $(INSTALLED)
+	I3LM_ALL_INSTANTS=1 $(BIN)/python -m pytest -o timeout=3600 tests/training/test_every_instant.py
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+# Each target for FUZZ_MINUTES; make fuzz TARGETS="jsonl text" runs two of them.
+FUZZ_MINUTES ?= 10
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz $(TARGETS) --minutes $(FUZZ_MINUTES)
 
 clean:
 	rm -rf $(VENV) build demo site src/*.egg-info src/i3lm/native/*.so

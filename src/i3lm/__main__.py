@@ -1,22 +1,32 @@
 """The command `i3lm`, also as `python -m i3lm`."""
 
+import contextlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 2 for a user's mistake, said in one line.
+    """Run the command line; return the exit code.
 
-    Where the reader of a pipe leaves early, click exits with code 1 and without a word.
+    2 for a user's mistake or a disk that refuses, said in one line; 130 for SIGINT, SIGTERM or
+    SIGHUP. Where the reader of a pipe leaves early, click exits with code 1 and without a word.
     """
+    with _ending_on_signals():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     import click
 
     from i3lm.cli import group
     from i3lm.cli.help import colour
     from i3lm.errors import UserError
+    from i3lm.files import writing_to
 
     try:
-        code = group.main(arguments, prog_name="i3lm", standalone_mode=False, color=colour())
+        with writing_to("the output"):
+            code = group.main(arguments, prog_name="i3lm", standalone_mode=False, color=colour())
     except UserError as error:
         return _fail(str(error))
     except click.UsageError as error:
@@ -27,6 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that nothing is left behind."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(130)
+
+    old = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                old[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str) -> int:

@@ -1,6 +1,7 @@
 """Writing files so that a reader never sees half of one."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -9,6 +10,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from i3lm.errors import UserError
+
+PART = ".part"  # ends the name of a file that is not whole yet
+# What a disk does to a program, as opposed to what a program does wrong.
+_DISK_FAULTS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOENT")
+    if hasattr(errno, name)
+}
 
 
 @contextlib.contextmanager
@@ -19,7 +30,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     `path` in one step. On an error the old file stays and the temporary one is removed.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -65,6 +76,26 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` as a whole or not at all, durably."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+def remove_parts(folder: str | Path) -> None:
+    """Remove what a killed process left half written in `folder`; nobody else may write there."""
+    for path in Path(folder).glob(f".*{PART}"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing_to(folder: str | Path) -> Iterator[None]:
+    """Turn what the disk refuses within the block into a UserError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        where = error.filename or folder
+        raise UserError(
+            f"cannot use {where} ({error.strerror}); make room there or name another"
+        ) from error
 
 
 def read_small(path: str | Path, limit: int = 64 << 20) -> bytes:

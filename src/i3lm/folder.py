@@ -241,7 +241,7 @@ def _architecture(folder: Path) -> tuple[Architecture, int]:
         raise UserError(
             f"{folder} is not a model folder, it has no config.json; name one that i3lm train wrote"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None
 
 

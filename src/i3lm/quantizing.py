@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.files import atomic_folder, write_atomic
+from i3lm.files import atomic_folder, write_atomic, writing_to
 from i3lm.folder import load_folder, save_folder
 from i3lm.model.stored import StoredMatrix
 from i3lm.model.stored_i3 import LEVELS, nearest, stored_names
@@ -41,7 +41,7 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
         stored[path] = StoredMatrix(*codes, matrix.shape, bits)
         lost += float((stored[path].read() - matrix.detach()).square().sum())
         whole += float(matrix.detach().square().sum())
-    with atomic_folder(out) as folder:
+    with writing_to(out), atomic_folder(out) as folder:
         save_folder(folder, loaded.network, loaded.tokenizer, stored=stored)
         _card(model, folder, bits)
     before, after = (

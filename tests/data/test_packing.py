@@ -535,7 +535,7 @@ def test_source_that_changes_while_it_is_read(tmp_path, corpus_file):
 def test_damage_is_found(tmp_path, corpus_file):
     folder = tmp_path / "c"
     prepare(open_source(corpus_file), folder, vocab_size=VOCAB)
-    assert Corpus.open(folder, verify=True).manifest["format"] == 1
+    assert Corpus.open(folder, verify=True).manifest["format"] == 2
     path = folder / "train.bin"
     whole = path.read_bytes()
     path.write_bytes(whole[:-2])
@@ -548,8 +548,8 @@ def test_damage_is_found(tmp_path, corpus_file):
     path.write_bytes(whole)
     manifest = folder / "manifest.json"
     text = manifest.read_text()
-    manifest.write_text(text.replace('"format": 1', '"format": 99'))
-    with pytest.raises(UserError, match="its format is 99, this version reads 1"):
+    manifest.write_text(text.replace('"format": 2', '"format": 99'))
+    with pytest.raises(UserError, match="its format is 99, this version reads 2"):
         Corpus.open(folder)
     manifest.write_text(text[:-20])
     with pytest.raises(UserError, match=r"manifest.json cannot be read; delete the folder"):
@@ -565,7 +565,7 @@ def test_full_disk(tmp_path, corpus_file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("i3lm.data.packing.os.fsync", fsync)
-    with pytest.raises(UserError, match="the disk is full"):
+    with pytest.raises(UserError, match="No space left on device"):
         prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB)
     assert list((tmp_path / "c").iterdir()) == []
 

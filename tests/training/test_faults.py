@@ -1,5 +1,6 @@
 """Faults that a training run meets, caused for real."""
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -32,7 +33,7 @@ def test_any_flipped_or_torn_byte_is_found(finished):
     newest, older = list_checkpoints(finished)
     assert reload(finished)[1] == []
     chance = random.Random(0)
-    for case in range(100):
+    for case in range(24):
         path = newest / ("model.safetensors", "optimizer.safetensors", "trainer.json")[case % 3]
         good = path.read_bytes()
         if case % 4 == 3:
@@ -141,6 +142,29 @@ def test_a_loss_that_explodes_takes_the_run_back(small_config, monkeypatch, valu
     assert any("half the rate" in row.get("note", "") for row in rows)
     manifest = json.loads((list_checkpoints(run)[0] / "trainer.json").read_text())
     assert manifest["counters"]["rate_cuts"] == 1
+
+
+def test_ruined_weights_are_never_saved(small_config, monkeypatch):
+    """Finite, and ruined by the very step that a checkpoint is due at: the one before is kept."""
+    poison = Poison(monkeypatch, {4}, 1e4)
+    run = train(
+        small_config(checkpoint_every=Every(steps=2), warmup_steps=2), listener=poison
+    ).folder
+    assert any("no checkpoint of step 4: the loss became" in note for note in poison.notes)
+    assert any("back to step 2, at half the rate" in note for note in poison.notes)
+    assert reload(run)[0].step == 8
+
+
+def test_a_huge_rate_leaves_a_sound_checkpoint_or_none(small_config):
+    """As a user would give it: the run ends in one line, or well; what is saved is finite."""
+    config = small_config(lr=1e6, warmup_steps=2, steps=12, checkpoint_every=Every(steps=1))
+    with contextlib.suppress(UserError):
+        train(config)
+    if list_checkpoints(Path(config.out)):
+        counters, notes = reload(Path(config.out))
+        assert notes == []
+        rows = read_metrics(Path(config.out) / "metrics.jsonl")
+        assert all(r["loss"] < 20 for r in rows if 0 < r["step"] <= counters.step and "loss" in r)
 
 
 def test_a_run_that_explodes_again_and_again_stops_with_a_sound_checkpoint(

@@ -1,9 +1,12 @@
 """Runs that are killed, told to end, or stand still: real processes and real signals."""
 
+import dataclasses
 import itertools
 import os
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 from run_helpers import reload, weights
 
+from i3lm.errors import UserError
 from i3lm.folder import load_folder
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import Every, TrainConfig
@@ -52,7 +56,7 @@ def test_the_kill_signal_at_any_instant_loses_nothing(small_config, tmp_path):
     assert train(config, listener=stop).interrupted
     chance = random.Random(1)
     kills = 0
-    while kills < 6:
+    while kills < 3:
         before = list_checkpoints(run)[0].name
         child = command("--resume", run)
         while list_checkpoints(run)[0].name == before and child.poll() is None:
@@ -105,6 +109,40 @@ def test_a_signal_ends_a_long_step_between_microbatches(small_config, name):
     assert "go on with: i3lm train --resume" in errors
     assert reload(Path(config.out))[0].step == 0
     assert load_folder(config.out)
+
+
+def test_two_processes_on_one_folder(small_config):
+    """The second is refused with the first's pid and host; a kill leaves nothing that refuses."""
+    config = small_config()
+    first = begin(config, "--steps", 100000, "--batch-tokens", 128, "--checkpoint-every", 1)
+    second = command("--resume", config.out)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 2
+    assert f"in use by process {first.pid} on {socket.gethostname()}" in errors
+    first.kill()
+    first.communicate()
+    assert train(
+        dataclasses.replace(TrainConfig.load(Path(config.out)), steps=1), resume=True
+    ).folder
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew(small_config, tmp_path):
+    """Its folder holds no checkpoint yet; --resume gives the run that would have been."""
+    clean = train(small_config(out=str(tmp_path / "clean"))).folder
+    config = small_config()
+    child = begin(config, "--batch-tokens", 128, "--microbatch", 2, "--steps", 8)
+    child.kill()
+    child.communicate()
+    run = Path(config.out)
+    for checkpoint in list_checkpoints(run):  # it was fast
+        shutil.rmtree(checkpoint)
+    (run / "model.safetensors").unlink(missing_ok=True)
+    (run / ".config.json.abcdefgh.part").write_text("{")
+    with pytest.raises(UserError, match="--resume"):
+        train(config)
+    train(TrainConfig.load(run), resume=True)
+    assert weights(run) == weights(clean)
+    assert not list(run.glob(".*.part"))
 
 
 def test_a_second_signal_ends_at_once(small_config):

@@ -1,7 +1,7 @@
 """From documents to a folder of token files that training reads through memory maps."""
 
 import contextlib
-import errno
+import hashlib
 import json
 import os
 import threading
@@ -17,10 +17,10 @@ from i3lm.data.holdout import Holdout
 from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, pool_of, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
-from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
+from i3lm.files import read_small, sha256_file, sync_folder, write_atomic, writing_to
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MOST_THREADS = 4  # more would wait for the one that reads and writes
 
@@ -82,6 +82,15 @@ class Corpus:
                 f"{folder}: no prepared corpus here ({MANIFEST} is missing); prepare it"
             )
         tokenizer = tokenizer or ChunkTokenizer.load(folder)
+        try:
+            return cls._checked(folder, manifest, tokenizer, verify)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(folder, f"{MANIFEST} is not one of ours ({error})") from error
+
+    @classmethod
+    def _checked(
+        cls, folder: Path, manifest: dict[str, Any], tokenizer: ChunkTokenizer, verify: bool
+    ) -> "Corpus":
         if tokenizer.fingerprint != manifest["tokenizer"]:
             raise _damaged(folder, "its tokenizer is another than its tokens were made with")
         maps = []
@@ -137,55 +146,55 @@ def prepare(
         "seed": seed,
     }
     if not rebuild and _reusable(folder, source, settings):
-        return Corpus.open(folder)
-    before = [path.stat() for path in source.files]
+        return Corpus.open(folder, verify=True)
+    before = [_stamp(path) for path in source.files]
     report = progress or (lambda stage, share: None)
     threads = threads or min(MOST_THREADS, _cores())
-    before = [path.stat() for path in source.files]
     with pool_of(threads) as beside, _hashing(source.files, beside) as hashes:
         counter = None if tokenizer else VocabularyCounter(lowercase)
         holdout = Holdout(held_out, seed)
-        plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
+        with _naming_what_changed(source, before):
+            plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
         if tokenizer is None:
             assert counter is not None
             tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
         if (size := len(tokenizer)) > 1 << 16:
             raise UserError(f"a vocabulary of {size:,} does not fit 16 bits; take a smaller")
 
-        folder.mkdir(parents=True, exist_ok=True)
-        writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
-        try:
-            encode(source, plan, tokenizer, writers, threads=threads, report=report)
-            closed = beside.map(TokenFile.close, writers.values())
-            counts = dict(zip(SPLITS, closed, strict=True))
-            files = list(map(_describe, source.files, hashes.result()))
-            if sum(c["documents"] for c in counts.values()) != plan.documents or [
-                (stat.st_size, stat.st_mtime_ns) for stat in before
-            ] != [(file["bytes"], file["mtime_ns"]) for file in files]:
-                raise UserError(f"{source.description}: changed while it was read; run it again")
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for split, writer in writers.items():
-                os.replace(writer.path, folder / f"{split}.bin")
-            sync_folder(folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"{folder}: the disk is full; make room or take another") from error
-            raise
-        finally:
-            for writer in writers.values():
-                writer.discard()
-    tokenizer.save(folder)
-    manifest = {
-        "format": FORMAT,
-        "description": source.description,
-        "source": source.identity,
-        "settings": settings,
-        "files": files,
-        "skipped": source.skipped,
-        "tokenizer": tokenizer.fingerprint,
-        **counts,
-    }
-    _write_manifest(folder, manifest)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
+            try:
+                with _naming_what_changed(source, before):
+                    encode(source, plan, tokenizer, writers, threads=threads, report=report)
+                closed = beside.map(TokenFile.close, writers.values())
+                counts = dict(zip(SPLITS, closed, strict=True))
+                with _naming_what_changed(source, before):
+                    files = list(map(_describe, source.files, hashes.result()))
+                if sum(c["documents"] for c in counts.values()) != plan.documents:
+                    raise UserError(
+                        f"{source.description}: changed while it was read; run it again"
+                    )
+                _require_unchanged(source, before)
+                (folder / MANIFEST).unlink(missing_ok=True)
+                for split, writer in writers.items():
+                    os.replace(writer.path, folder / f"{split}.bin")
+                sync_folder(folder)
+            finally:
+                for writer in writers.values():
+                    writer.discard()
+            tokenizer.save(folder)
+            manifest = {
+                "format": FORMAT,
+                "description": source.description,
+                "source": source.identity,
+                "settings": settings,
+                "files": files,
+                "skipped": source.skipped,
+                "tokenizer": tokenizer.fingerprint,
+                **counts,
+            }
+            _write_manifest(folder, manifest)
     return Corpus._open(folder, False, tokenizer)
 
 
@@ -204,6 +213,34 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+Stamp = tuple[int, int, int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    """Return what changes with a file's contents: its number, size and date; None where gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _require_unchanged(source: Source, before: Sequence[Stamp]) -> None:
+    for path, old in zip(source.files, before, strict=True):
+        if _stamp(path) != old:
+            raise UserError(f"{path}: changed while it was read; run it again")
+
+
+@contextlib.contextmanager
+def _naming_what_changed(source: Source, before: Sequence[Stamp]) -> Iterator[None]:
+    """Say of a failure that a file changed, where one did: it may be torn in any way then."""
+    try:
+        yield
+    except Exception:
+        _require_unchanged(source, before)
+        raise
+
+
 def _describe(path: Path, sha256: str) -> dict[str, Any]:
     stat = path.stat()
     return {
@@ -214,7 +251,12 @@ def _describe(path: Path, sha256: str) -> dict[str, Any]:
     }
 
 
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    manifest = {**manifest, "check": _digest(manifest)}
     write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -224,10 +266,12 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         found = manifest["format"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(folder, f"{MANIFEST} cannot be read") from error
     if found != FORMAT:
         raise _damaged(folder, f"its format is {found}, this version reads {FORMAT}")
+    if manifest.pop("check", None) != _digest(manifest):
+        raise _damaged(folder, f"{MANIFEST} does not match its checksum")
     return manifest
 
 

@@ -175,7 +175,8 @@ def _read_file(
         else:
             yield from read_pieces(path, documents, advance)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+        reason = error.strerror or " ".join(str(error).split())  # pyarrow gives no strerror
+        raise UserError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
 def _column(names: Sequence[str], text_column: str | None, where: str) -> str:
@@ -292,7 +293,7 @@ def _parquet_rows(path: Path, text_column: str | None, advance: Advance) -> Iter
                         number += 1
                         yield {column: value}, f"{path}, row {number}"
                 advance(path.stat().st_size // groups)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a readable Parquet file ({reason}); replace it") from error
 

@@ -5,11 +5,12 @@ checkpoints/step-00000500/model.safetensors       parameters, float32 or as stor
                           trainer.json            counters, the SHA-256 of both files and its own
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -24,6 +25,11 @@ from i3lm.tensorfile import read_tensors, write_tensors
 
 FORMAT = 2
 KEEP = 2
+# What reading a damaged file may end in.
+UNSOUND = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError,
+    UserError,
+)  # fmt: skip
 FILES = ("model.safetensors", "optimizer.safetensors")
 
 
@@ -37,6 +43,12 @@ class Counters:
     metrics_bytes: int = 0  # length of metrics.jsonl at this point
     rate_cuts: int = 0  # how often the rates were halved, after a loss that exploded
     owes_evaluation: bool = False  # a signal came while this step was evaluated
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not field.type or not 0 <= value < float("inf"):
+                raise ValueError(f"{field.name} is {value!r}")
 
 
 def save_checkpoint(
@@ -107,8 +119,9 @@ def list_checkpoints(run: Path) -> list[Path]:
     One that was moved aside counts where a kill has kept its successor from taking the name.
     """
     folder = run / "checkpoints"
-    found = {path.name.removeprefix(".old-"): path for path in folder.glob(".old-step-*")}
-    found |= {path.name: path for path in folder.glob("step-*")}
+    digits = "[0-9]" * 8
+    found = {p.name.removeprefix(".old-"): p for p in folder.glob(f".old-step-{digits}")}
+    found |= {path.name: path for path in folder.glob(f"step-{digits}")}
     return [found[name] for name in sorted(found, reverse=True)]
 
 
@@ -123,10 +136,10 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
         try:
             manifest = _read_manifest(folder)
             state, moments = (read_tensors(folder / name) for name in FILES)
-            counters = Counters(**manifest["counters"])
+            counters = _counters(folder, manifest)
             for part in (state, moments):
                 _require_finite(part)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
+        except UNSOUND as error:
             notes.append(f"{folder.name} is damaged and was passed over: {error}")
             continue
         _require_shapes(folder, state, network)
@@ -137,7 +150,35 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
     raise UserError(f"{run} has no sound checkpoint to go on from{reason}; start a new run")
 
 
+def set_aside(run: Path, step: int) -> None:
+    """Move checkpoints after `step` out of the way: passed over as damaged, none may count as one
+    of the two that are kept. The newest one stays as `.damaged-step-...`, to be looked at."""
+    newer = [path for path in list_checkpoints(run) if _step_of(path) > step]
+    if not newer:
+        return
+    for old in (run / "checkpoints").glob(".damaged-*"):
+        shutil.rmtree(old, ignore_errors=True)
+    for path in newer[1:]:
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # a disk that takes no writes: the next save will say so
+        newer[0].rename(newer[0].with_name(f".damaged-{newer[0].name.removeprefix('.old-')}"))
+
+
+def _step_of(folder: Path) -> int:
+    """Return the step in a checkpoint's name; ValueError for another name."""
+    return int(folder.name.removeprefix(".old-").removeprefix("step-"))
+
+
+def _counters(folder: Path, manifest: dict) -> Counters:
+    counters = Counters(**manifest["counters"])
+    if counters.step != _step_of(folder):
+        raise ValueError(f"it is the checkpoint of step {counters.step}")
+    return counters
+
+
 def _read_manifest(folder: Path) -> dict:
+    if folder.is_symlink():
+        raise ValueError("it is a link")
     manifest = json.loads(read_small(folder / "trainer.json"))
     if manifest["format"] != FORMAT:
         raise ValueError(f"its format is {manifest['format']}, this i3lm reads {FORMAT}")

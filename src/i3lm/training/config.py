@@ -1,6 +1,7 @@
 """What a run is asked to do. Saved as `run.json`, so a resumed run is the same run."""
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,9 @@ class TrainConfig:
         )
 
     def to_json(self) -> str:
-        """Return the configuration as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """Return the configuration as JSON text, with a checksum that `load` holds."""
+        values = dataclasses.asdict(self)
+        return json.dumps({**values, "check": _digest(values)}, indent=2) + "\n"
 
     @classmethod
     def load(cls, folder: Path) -> "TrainConfig":
@@ -134,14 +136,23 @@ class TrainConfig:
         path = folder / "run.json"
         try:
             values: dict[str, Any] = json.loads(read_small(path))
+            if values.pop("check", None) != _digest(values):
+                raise ValueError("it does not match its checksum")
             for name in ("checkpoint_every", "eval_every"):
                 values[name] = Every(**values[name]) if values[name] else None
             values["data"] = tuple(values["data"])
             return cls(**values)
         except FileNotFoundError:
             raise UserError(f"{folder} holds no run; start one with --out {folder}") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged ({error}); restore it or start anew") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{path} is damaged ({error}); restore it or start anew (flags of --resume change "
+                "a setting, not this file)"
+            ) from None
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _or(names: tuple[str, ...]) -> str:

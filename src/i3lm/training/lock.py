@@ -41,8 +41,8 @@ def lock_folder(folder: Path) -> Iterator[str | None]:
             raise UserError(f"{folder} is in use by {owner}; wait for it or stop it") from None
         except OSError:  # the file system has no locks
             note = UNLOCKED
-        os.ftruncate(handle, 0)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is missing
+            os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield note
     finally:

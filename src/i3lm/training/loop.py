@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
 
 from i3lm.data import Corpus, Loader
@@ -15,7 +16,13 @@ from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
 from i3lm.tokenizer import BOS
-from i3lm.training.checkpoint import Counters, list_checkpoints, load_newest, save_checkpoint
+from i3lm.training.checkpoint import (
+    Counters,
+    list_checkpoints,
+    load_newest,
+    save_checkpoint,
+    set_aside,
+)
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
@@ -23,6 +30,7 @@ from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes
 
 CHECKPOINT_SECONDS = 60.0
+NO_MEMORY = "the system gives no more memory"
 EVALUATIONS = 10  # of a run
 RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
@@ -38,6 +46,10 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """The loss or its gradient is not finite, or the loss has exploded; says which."""
+
+
+class Torn(Exception):
+    """The memory ran out within an update: some parameters have taken it, others have not."""
 
 
 class Trainer:
@@ -84,7 +96,14 @@ class Trainer:
 
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
+        if not list_checkpoints(self.run):  # killed before the first one
+            self.metrics.truncate(0)
+            return [f"{self.run} has no checkpoint yet; the run begins anew"]
+        return self._return_to_newest()
+
+    def _return_to_newest(self) -> list[str]:
         self.counters, notes = load_newest(self.run, self.network, self.optimizer)
+        set_aside(self.run, self.counters.step)
         self.metrics.truncate(self.counters.metrics_bytes)
         return notes
 
@@ -130,10 +149,13 @@ class Trainer:
                 for clock in (evaluation, checkpoint):
                     clock.start(self.counters.step, self.seconds)
                 continue
+            except Torn:
+                yield {"note": self._mend()}
+                continue
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
-                yield {"note": self._take_less("the system gives no more memory")}
+                yield {"note": self._take_less(NO_MEMORY)}
                 continue
             row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
             row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
@@ -160,7 +182,13 @@ class Trainer:
         except BaseException:
             self.optimizer.zero_grad()
             raise
-        self.optimizer.step(factor)
+        try:
+            self.optimizer.step(factor)
+        except (MemoryError, RuntimeError) as error:
+            self.optimizer.zero_grad()
+            if not _out_of_memory(error):
+                raise
+            raise Torn from error
         self.optimizer.zero_grad()
         tokens = self.sequences * self.context
         self.counters.step += 1
@@ -202,12 +230,20 @@ class Trainer:
                 f"{reason}, though the rate was halved {RATE_CUTS} times; the newest checkpoint is "
                 f"sound: i3lm train --resume {self.run} --lr {lower:.2g}"
             )
-        self.counters, notes = load_newest(self.run, self.network, self.optimizer)
+        notes = self._return_to_newest()
         self.counters.rate_cuts = cuts
-        self.metrics.truncate(self.counters.metrics_bytes)
         what = f"{reason}; back to step {self.counters.step}, at half the rate"
         self.metrics.write({"step": self.counters.step, "note": what})
         return "; ".join([what, *notes])
+
+    def _mend(self) -> str:
+        """Return to the newest checkpoint after a torn update, and need less from then on."""
+        if not list_checkpoints(self.run):
+            raise UserError(f"{NO_MEMORY} and there is no checkpoint yet; free some, start again")
+        cuts = self.counters.rate_cuts
+        self._return_to_newest()
+        self.counters.rate_cuts = cuts
+        return self._take_less(f"{NO_MEMORY} for an update; back to step {self.counters.step}")
 
     def keep_memory(self) -> str | None:
         """Where the process took more than its limit, take less from now on; return what was done.
@@ -229,7 +265,9 @@ class Trainer:
             self.network.model.set_gradient_checkpointing("full")
             return f"{why}; it goes on with full gradient checkpointing"
         self.save()
-        raise UserError(f"{why}; go on with more: i3lm train --resume {self.run} --memory ...")
+        raise UserError(
+            f"{why}; all is saved, go on with more: i3lm train --resume {self.run} --memory ..."
+        )
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
@@ -239,24 +277,49 @@ class Trainer:
         for begin in range(0, self.sequences, self.microbatch):
             self.heed_signals()
             size = min(self.microbatch, self.sequences - begin)
-            inputs, targets = (
-                torch.from_numpy(rows).to(self.device)
-                for rows in self.loader.windows(first + begin, size)
-            )
+            rows = self.loader.windows(first + begin, size)
+            self._require_tokens(rows, first + begin)
+            inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach().cpu()
         return float(total)
 
+    def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
+        """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
+        most = max(int(part.max()) for part in rows)
+        if most >= self.network.config.vocab_size:
+            raise UserError(
+                f"token {most} at sample {sample} is beyond the vocabulary of "
+                f"{self.network.config.vocab_size:,}: {self.run / 'data'} was changed while it was "
+                f"read; i3lm train --resume {self.run} checks it"
+            )
+
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment; UserError where its loss is not sound, or no room."""
+        self._require_sound_weights()
         self.counters.seconds = self.seconds
         try:
             self.counters.metrics_bytes = self.metrics.flush()
         except OSError as error:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
         save_checkpoint(self.run, self.network, self.optimizer, self.counters)
+
+    @torch.no_grad()
+    def _require_sound_weights(self) -> None:
+        """Refuse weights that the last update has ruined: the next step would only then find out,
+        and go back to them."""
+        first = self.counters.step * self.sequences
+        inputs, targets = (
+            torch.from_numpy(rows).to(self.device) for rows in self.loader.windows(first, 1)
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = float(self.network.loss(inputs, targets)) / self.context
+        try:
+            self._require_sound(loss, 0.0)
+        except Diverged as error:
+            raise UserError(f"no checkpoint of step {self.counters.step}: {error}") from None
 
     def heed_signals(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -274,7 +337,8 @@ class Trainer:
         old = {}
         with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
             for number in SIGNALS:
-                old[number] = signal.signal(number, ask)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: not to be heard
+                    old[number] = signal.signal(number, ask)
         try:
             yield
         finally:

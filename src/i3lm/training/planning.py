@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from i3lm.errors import UserError
@@ -17,10 +18,7 @@ from i3lm.training.hardware import (
 from i3lm.units import format_bytes
 
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
-_CGROUP_LIMITS = (
-    "/sys/fs/cgroup/memory.max",
-    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-)
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def machine_bytes() -> int | None:
@@ -29,12 +27,46 @@ def machine_bytes() -> int | None:
         sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     except (AttributeError, ValueError, OSError):  # Windows
         return None
-    for path in _CGROUP_LIMITS:
+    for path in _cgroup_limits():
         try:
-            sizes.append(int(Path(path).read_text(encoding="ascii")))
+            sizes.append(int(path.read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such cgroup, or "max"
             continue
     return min(sizes)
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Yield where the limits of this process's cgroup and of those around it may stand.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, and version 1 of it; in a container its own
+    cgroup is the root.
+    """
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    for line in ["0::/", "0:memory:/", *lines]:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = _CGROUPS / "memory" if controllers else _CGROUPS
+        inner = top / path.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(top):
+                yield folder / ("memory.limit_in_bytes" if controllers else "memory.max")
+
+
+def _address_space_left() -> int:
+    """Return the bytes that RLIMIT_AS (`ulimit -v`) leaves to this process."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except (ImportError, OSError):
+        return 1 << 62
+    unlimited = limit == resource.RLIM_INFINITY
+    return 1 << 62 if unlimited else max(0, limit - pages * resource.getpagesize())
 
 
 def free_bytes() -> int | None:
@@ -47,7 +79,7 @@ def free_bytes() -> int | None:
         free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return min(free, total - resident_bytes()[0])
+    return min(free, total - resident_bytes()[0], _address_space_left())
 
 
 def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
@@ -64,7 +96,9 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         )
     runtime = resident_bytes()[0]
     limit = config.memory
-    if limit is None:
+    if limit is not None:
+        limit = min(limit, runtime + _address_space_left())
+    else:
         free = free_bytes()
         limit = 1 << 62 if free is None else runtime + int(SPARE * free)
     context = sizes.max_position_embeddings

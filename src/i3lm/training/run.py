@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.errors import UserError
-from i3lm.files import write_atomic
+from i3lm.files import PART, remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
@@ -64,7 +65,7 @@ def train(
     model (loadable by transformers), `run.json`, `metrics.jsonl`, `data/` (the token files)
     and `checkpoints/`. Raises UserError for anything the user can mend.
     """
-    tell = listener or (lambda event, row: None)
+    tell = _careful(listener)
     run = Path(config.out)
     _check_folder(run, resume)
     with lock_folder(run) as warning:
@@ -72,7 +73,9 @@ def train(
             tell("note", {"text": warning})
         try:
             _check_folder(run, resume)  # again: another run may have ended meanwhile
-            return _train(config, run, resume, tell)
+            with writing_to(run):
+                remove_parts(run)
+                return _train(config, run, resume, tell)
         except UserError:
             _drop_empty(run)
             raise
@@ -197,7 +200,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
 
 def _check_folder(run: Path, resume: bool) -> None:
     if resume:
-        if not list_checkpoints(run):
+        begun = (run / "run.json").exists() and not (run / "model.safetensors").exists()
+        if not list_checkpoints(run) and not begun:
             raise UserError(f"{run} holds no checkpoint to resume; start a run with --out {run}")
         return
     if run.exists() and not run.is_dir():
@@ -206,12 +210,32 @@ def _check_folder(run: Path, resume: bool) -> None:
         raise UserError(
             f"{run} holds another run; go on with it by --resume {run}, or choose another --out"
         )
-    if run.exists() and any(path.name not in ("data", LOCK) for path in run.iterdir()):
+    if run.exists() and any(not _expected(path) for path in run.iterdir()):
         raise UserError(f"{run} is not empty; choose another folder with --out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {run} ({error.strerror}); choose another --out") from None
+
+
+def _expected(path: Path) -> bool:
+    """Whether this may lie in the folder of a new run: of one that was stopped as it began."""
+    return path.name in ("data", LOCK) or path.name.endswith(PART)
+
+
+def _careful(listener: Listener | None) -> Listener:
+    """Return the listener, whose terminal may go away without ending the run."""
+
+    def tell(event: str, row: dict) -> None:
+        if listener is None:
+            return
+        try:
+            listener(event, row)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+
+    return tell
 
 
 def _drop_empty(run: Path) -> None:

@@ -28,11 +28,18 @@ PLAIN_BARS = "_.-=+*#@"  # where the terminal has ASCII alone
 POINTS = 240  # of a curve that are kept
 
 
+class _Console(Console):
+    """Falls silent where its reader has left; rich would end the program, and the run with it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class TerminalListener(Listener):
     """Listens to a run and prints it to standard error, so that standard output stays clean."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or _Console(stderr=True, highlight=False)
         self.redraws = self.console.is_terminal and not self.console.is_dumb_terminal
         self.fancy = not self.console.options.ascii_only
         self._live: Live | None = None

@@ -1,0 +1,91 @@
+"""SIGINT, SIGTERM and SIGHUP for every command: exit code 130 within 5 seconds, nothing left half.
+
+Real processes. `chat` alone takes SIGINT as a person's wish to stop a reply, and goes on.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from i3lm.folder import load_folder
+
+# What holds each command at a point of its work, as a long piece of work or a slow disk would. It
+# runs in the command's process before main, says that the point is reached, and waits there.
+HOLD = """
+import sys, time
+def hold(*arguments, **options):
+    print("here", flush=True)
+    time.sleep(30)
+    raise SystemExit("no signal came")
+import {module} as module
+module.{name} = hold
+from i3lm.__main__ import main
+sys.argv[0] = "i3lm"
+sys.exit(main())
+"""
+
+COMMANDS = {
+    "train, packing": ("i3lm.training.run", "prepare", "train --data {text} --out {out}"),
+    "train, writing": ("i3lm.data.packing", "_write_manifest", "train --data {text} --out {out}"),
+    "generate": ("i3lm.generation", "stream", "generate {model} hello"),
+    "chat -p": ("i3lm.folder", "load_folder", "chat {model} -p hello"),
+    "eval": ("i3lm.evaluation", "evaluate", "eval {model} --data {text}"),
+    "quantize": ("i3lm.files", "sync_folder", "quantize {model} --out {out}"),
+    "plan": ("i3lm.training.planning", "preview", "plan"),
+    "info": ("i3lm.model_info", "info", "info {model}"),
+}
+
+
+def begin(held: tuple[str, str, str], folder: Path, tmp_path: Path) -> subprocess.Popen:
+    module, name, line = held
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog ran to the cat\n" * 500)
+    arguments = line.format(model=folder, text=text, out=tmp_path / "out").split()
+    code = HOLD.format(module=module, name=name)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "here\n", child.communicate()
+    return child
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_ends_on_a_signal(folder, tmp_path, command):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)[:: 1 if command == "eval" else 2]:
+        child = begin(COMMANDS[command], folder, tmp_path)
+        began = time.monotonic()
+        child.send_signal(number)
+        _, errors = child.communicate(timeout=20)
+        assert time.monotonic() - began < 5
+        assert child.returncode == 130, errors
+        assert "Traceback" not in errors
+        assert not list(tmp_path.rglob("*.part"))
+        assert command != "quantize" or not (tmp_path / "out").exists()
+    assert load_folder(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda n: n.name)
+def test_a_conversation_ends_on_a_signal(folder, number):
+    """At the prompt, where it waits for a person; SIGINT says how to leave."""
+    line = [sys.executable, "-m", "i3lm", "chat", str(folder)]
+    own, theirs = os.openpty()
+    child = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b">" not in shown:
+        shown += os.read(own, 100)
+    child.send_signal(signal.SIGINT)
+    while b"/quit leaves" not in shown:
+        shown += os.read(own, 100)
+    assert child.poll() is None
+    child.send_signal(number)
+    assert child.wait(5) == 130
+    os.close(own)
