@@ -27,7 +27,7 @@ setup(
             ("text", ["text"], []),
             (
                 "tensor",
-                ["tensor", "attention", "muon", "optim", "states", "stored", "decode"],
+                ["tensor", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
                 OPENMP,
             ),
         )
