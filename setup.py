@@ -25,7 +25,11 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            ("tensor", ["tensor", "attention", "optim", "states", "stored", "decode"], OPENMP),
+            (
+                "tensor",
+                ["tensor", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
+                OPENMP,
+            ),
         )
     ]
 )

@@ -16,7 +16,7 @@ from i3lm.units import format_bytes
 # Code and caches of the matrix products, which torch loads at the first ones: measured.
 PRODUCTS_BYTES = 44_000_000
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
-MUON_NUMBERS = 1 << 20  # as `optim.muon.BATCH_NUMBERS`
+MUON_NUMBERS = 1 << 20  # of momenta in blocks that are float32 at once: `stored.UPDATED`
 STORED_SCALE_BYTES = 2 / 32  # of a number in stored weights
 ROUNDING_BYTES = 24  # of room for a number of a matrix that is rounded to the nearest
 SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
@@ -134,7 +134,8 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
 
 def _optimizer_room(sizes: Architecture, choice: Choice) -> int:
     matrices = sizes.matrix_parameters
-    return 16 * min(MUON_NUMBERS, matrices) if choice.optimizer == "muon" else 0
+    blocks = choice.optimizer == "muon" and choice.state_bits != 32
+    return 4 * min(MUON_NUMBERS, matrices) if blocks else 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from i3lm.optim import (
     clip_gradients,
     learning_rate_factor,
     make_optimizer,
+    muon,
 )
 from i3lm.optim.muon import COEFFICIENTS, ROUNDS, orthogonalise
 from i3lm.presets import Architecture
@@ -117,6 +118,43 @@ def test_muon_gives_each_stacked_map_its_own_update():
     apart.step()
     together.step()
     assert torch.allclose(stacked, torch.cat(parts), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "maps", "joined"),
+    [
+        ((7, 7), 1, 1),
+        ((5, 150), 1, 1),
+        ((150, 17), 1, 1),
+        ((64, 300), 1, 1),
+        ((48, 90), 3, 1),
+        ((70, 66), 1, 3),
+        ((1, 9), 1, 1),
+    ],
+)
+def test_muons_kernel_is_its_definition(monkeypatch, shape, maps, joined):
+    generator = torch.Generator().manual_seed(6)
+    start, *grads = torch.randn(4, *shape, generator=generator)
+    ends = []
+    for kernel, dtype in ((True, torch.float32), (False, torch.float64)):
+        matrix = start.to(dtype, copy=True)
+        matrix.stacked_maps, matrix.joined_maps = maps, joined
+        optimizer = Muon(ParameterGroup(["m"], [matrix], 0.5, 0.1, (0.95, 0.0)), [])
+        if not kernel:
+            monkeypatch.setattr(muon, "tensor_library", lambda: None)
+        for grad in grads:
+            matrix.grad = grad.to(dtype)
+            optimizer.step()
+        ends += [matrix.double(), optimizer.matrices.state["momentum"][0].double()]
+    assert torch.allclose(ends[0], ends[2], atol=2e-4)
+    assert torch.allclose(ends[1], ends[3], atol=1e-6)
+
+
+def test_muon_of_no_gradient_stands_still():
+    matrix = torch.ones(6, 40)
+    matrix.grad = torch.zeros(6, 40)
+    Muon(ParameterGroup(["m"], [matrix], 0.5, 0.0, (0.95, 0.0)), []).step()
+    assert torch.equal(matrix, torch.ones(6, 40))
 
 
 def test_muon_steps_by_its_rate_in_every_singular_direction():

@@ -69,6 +69,15 @@ TARGET static void product(int add, int64_t rows, int64_t columns, int64_t pairs
         }
 }
 
+TARGET static inline __m512 widen(const uint16_t *x) {
+    __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
+
+TARGET static inline void narrow(uint16_t *to, __m512 x) {
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
 /* Rows of `size` values, `from` apart, to rows of size / 2 words side by side; rows beyond `steps` are zero. `shift`,
  * which may be NULL, is added to each. */
 TARGET static void copy_rows(int64_t steps, int64_t padded, int64_t size, const uint16_t *x, int64_t from,
@@ -76,8 +85,8 @@ TARGET static void copy_rows(int64_t steps, int64_t padded, int64_t size, const 
     if (shift) {
         uint16_t *to = (uint16_t *)rows;
         for (int64_t t = 0; t < steps; t++)
-            for (int64_t c = 0; c < size; c++)
-                to[t * size + c] = store_bf16(load_bf16(x[t * from + c]) + shift[c]);
+            for (int64_t c = 0; c < size; c += LANES)
+                narrow(to + t * size + c, _mm512_add_ps(widen(x + t * from + c), _mm512_loadu_ps(shift + c)));
     } else {
         for (int64_t t = 0; t < steps; t++) memcpy(rows + t * size / 2, x + t * from, size * sizeof(uint16_t));
     }
@@ -102,9 +111,11 @@ TARGET static void interleave(int64_t padded, int64_t size, const uint16_t *rows
 TARGET static void narrow_rows(int64_t rows, int64_t size, const float *x, const float *factors, const float *shift,
                                uint16_t *y, int64_t stride) {
     for (int64_t r = 0; r < rows; r++) {
-        float factor = factors ? factors[r] : 1;
-        for (int64_t c = 0; c < size; c++)
-            y[r * stride + c] = store_bf16(x[r * size + c] * factor + (shift ? shift[c] : 0));
+        __m512 factor = _mm512_set1_ps(factors ? factors[r] : 1);
+        for (int64_t c = 0; c < size; c += LANES) {
+            __m512 beside = shift ? _mm512_loadu_ps(shift + c) : _mm512_setzero_ps();
+            narrow(y + r * stride + c, _mm512_fmadd_ps(_mm512_loadu_ps(x + r * size + c), factor, beside));
+        }
     }
 }
 
@@ -127,10 +138,6 @@ static inline uint16_t visible(int64_t seen, int64_t j) {
     return seen - j >= LANES ? 0xffff : (uint16_t)((1 << (seen - j)) - 1);
 }
 
-TARGET static inline void store_weights(uint16_t *to, __m512 weights) {
-    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(weights));
-}
-
 /* A row of scores to weights e^(scale (score - top)) of the first `seen` keys, 0 up to a whole vector.
  * Returns one over their sum, by which the output is to be multiplied, and the logarithm of the denominator. */
 TARGET static float weigh(int64_t seen, float scale, const float *scores, uint16_t *weights, float *log_sum) {
@@ -142,7 +149,7 @@ TARGET static float weigh(int64_t seen, float scale, const float *scores, uint16
         __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, _mm512_set1_ps(top));
         x = _mm512_maskz_mov_ps(visible(seen, j), exponentials(x));
         sums = _mm512_add_ps(sums, x);
-        store_weights(weights + j, x);
+        narrow(weights + j, x);
     }
     float sum = _mm512_reduce_add_ps(sums);
     *log_sum = top + logf(sum);
@@ -158,13 +165,13 @@ TARGET static void score_gradient(int64_t seen, float scale, float log_sum, floa
         p = _mm512_maskz_mov_ps(visible(seen, j), p);
         dots = _mm512_mask3_fmadd_ps(p, _mm512_loadu_ps(grad + j), dots, visible(seen, j));
         _mm512_storeu_ps(scores + j, p);
-        store_weights(probs + j, p);
+        narrow(probs + j, p);
     }
     __m512 dot = _mm512_set1_ps(_mm512_reduce_add_ps(dots));
     for (int64_t j = 0; j < seen; j += LANES) {
         __m512 p = _mm512_mul_ps(_mm512_loadu_ps(scores + j), factor);
         __m512 d = _mm512_mul_ps(p, _mm512_sub_ps(_mm512_loadu_ps(grad + j), dot));
-        store_weights(out + j, _mm512_maskz_mov_ps(visible(seen, j), d));
+        narrow(out + j, _mm512_maskz_mov_ps(visible(seen, j), d));
     }
 }
 

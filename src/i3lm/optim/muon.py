@@ -1,11 +1,13 @@
 """Muon: momentum whose matrix updates are orthogonalised, with AdamW for all else."""
 
-from collections import defaultdict
+import ctypes
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from i3lm.model.stored import portions
 from i3lm.native import tensor_call, tensor_library
 from i3lm.optim.base import Optimizer, ParameterGroup, State
 from i3lm.optim.blockwise import BlockState
@@ -16,7 +18,6 @@ from i3lm.rounding import seed_of
 # kellerjordan.github.io/posts/muon): p(x) = a x + b x^3 + c x^5 drives singular values towards 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
-BATCH_NUMBERS = 1 << 20  # of the matrices that are orthogonalised together: 4 MB a copy
 
 
 def orthogonalise(x: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def orthogonalise(x: Tensor) -> Tensor:
 
     All singular values move to about 1 (0.7 to 1.2). The matrices themselves are touched twice
     only: the rounds run on the Gram matrix G = X X^T over its trace |X|^2, where X <- Q X with
-    Q = a + b G + c G^2 means G <- Q G Q.
+    Q = a + b G + c G^2 means G <- Q G Q. native/muon.c does the same, with the rest of a step.
     """
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
@@ -63,88 +64,93 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
-        """Update one group; matrices of equal size are orthogonalised together."""
+        """Update one group. Momenta in blocks are float32 for a few matrices at a time."""
         if "momentum" not in group.state:
             adamw_update(group, grads, lr, self.steps)
             return
-        by_shape = defaultdict(list)
         seeds = [seed_of(self.steps, group.first + i) for i in range(len(grads))]
-        momenta = group.state["momentum"]
-        for matrix in map(_Matrix, group.parameters, grads, momenta, seeds):
-            by_shape[_wide_shape(matrix.p)].append(matrix)
-        for shape, matrices in by_shape.items():
-            together = max(1, BATCH_NUMBERS // matrices[0].p.numel())
-            for i in range(0, len(matrices), together):
-                _update_alike(shape, matrices[i : i + together], group, lr)
+        triples = zip(group.parameters, grads, group.state["momentum"], strict=True)
+        matrices = [_matrix(*triple, group, lr) for triple in triples]
+        if not any(isinstance(momentum, BlockState) for momentum in group.state["momentum"]):
+            _advance(matrices, group.betas[0])
+            return
+        for part in portions([m.p.numel() for m in matrices]):
+            whole = [_read(m.momentum) for m in matrices[part]]
+            together = [m._replace(momentum=w) for m, w in zip(matrices[part], whole, strict=True)]
+            _advance(together, group.betas[0])
+            for matrix, state, seed in zip(matrices[part], whole, seeds[part], strict=True):
+                if isinstance(matrix.momentum, BlockState):
+                    matrix.momentum.write(state.view(-1), seed)
 
 
 class _Matrix(NamedTuple):
+    """A parameter and what its update needs: p <- keep p - rate direction."""
+
     p: Tensor
     grad: Tensor
     momentum: State
-    seed: int  # of the momentum's rounding
+    maps: int
+    joined: bool  # the maps are blocks of columns, else of rows
+    keep: float
+    rate: float
 
 
-def _wide_shape(p: Tensor) -> tuple[int, int, int]:
-    """Return the maps, rows and columns of a matrix, turned so that rows <= columns."""
-    rows, columns = p.shape
-    if (maps := getattr(p, "joined_maps", 1)) > 1:
-        return maps, columns // maps, rows
-    maps = getattr(p, "stacked_maps", 1)
-    rows //= maps
-    return (1, columns, rows) if maps == 1 and rows > columns else (maps, rows, columns)
+def _matrix(p: Tensor, grad: Tensor, momentum: State, group: ParameterGroup, lr: float) -> _Matrix:
+    joined = getattr(p, "joined_maps", 1)
+    maps = joined if joined > 1 else getattr(p, "stacked_maps", 1)
+    rows = p.shape[0] // (maps if joined == 1 else 1)
+    rate = lr * max(1.0, rows / p.shape[1]) ** 0.5
+    keep = 1.0 - lr * group.weight_decay
+    return _Matrix(p, grad.contiguous(), momentum, maps, joined > 1, keep, rate)
 
 
-def _update_alike(
-    shape: tuple[int, int, int], matrices: list[_Matrix], group: ParameterGroup, lr: float
-) -> None:
-    """Update parameters that have one shape."""
-    maps, rows, columns = shape
-    batch = matrices[0].p.new_empty(len(matrices), maps * rows, columns)
-    turned = [tuple(batch.shape[1:]) != tuple(m.p.shape) or _joined(m.p) for m in matrices]
-    for matrix, out, turn in zip(matrices, batch, turned, strict=True):
-        _advance(matrix, group.betas[0], out, turn)
-    directions = orthogonalise(batch.view(-1, rows, columns)).view_as(batch)
-    for (p, *_), direction, turn in zip(matrices, directions, turned, strict=True):
-        high, wide = p.shape if _joined(p) else (columns, rows) if turn else (rows, columns)
-        rate = lr * max(1.0, high / wide) ** 0.5
-        _apply(p, direction, 1.0 - lr * group.weight_decay, rate, turn)
-
-
-def _advance(matrix: _Matrix, beta: float, out: Tensor, turn: bool) -> None:
-    """`_gather`, where the momentum may be in blocks: one matrix of it at a time is float32."""
-    grad, momentum = matrix.grad.contiguous(), matrix.momentum
+def _read(momentum: State) -> Tensor:
+    """Return a momentum as float32 numbers, flat where it is in blocks."""
     if not isinstance(momentum, BlockState):
-        _gather(grad, momentum, beta, out, turn)
+        return momentum
+    whole = torch.empty(momentum.count)
+    momentum.read(whole)
+    return whole
+
+
+def _advance(matrices: list[_Matrix], beta: float) -> None:
+    """Advance the momenta, which are tensors, and update the parameters."""
+    if all(_compiled(m.p, m.grad, m.momentum) for m in matrices):
+        _advance_compiled(matrices, beta)
         return
-    whole = torch.empty_like(grad)
-    momentum.read(whole.view(-1))
-    _gather(grad, whole, beta, out, turn)
-    momentum.write(whole.view(-1), matrix.seed)
+    for p, grad, momentum, maps, joined, keep, rate in matrices:
+        momentum = momentum.view_as(p)  # type: ignore[union-attr]
+        momentum.lerp_(grad, 1 - beta)
+        step = torch.lerp(grad, momentum, beta)
+        parts = step.chunk(maps, 1 if joined else 0)
+        tall = parts[0].shape[0] > parts[0].shape[1]
+        batch = torch.stack([part.t() if tall else part for part in parts])
+        directions = [x.t() if tall else x for x in orthogonalise(batch)]
+        p.mul_(keep).sub_(torch.cat(directions, 1 if joined else 0), alpha=rate)
 
 
-def _joined(p: Tensor) -> bool:
-    return getattr(p, "joined_maps", 1) > 1
+def _compiled(*tensors: Tensor | BlockState) -> bool:
+    return tensor_library() is not None and all(
+        isinstance(t, Tensor)
+        and t.dtype == torch.float32
+        and t.device.type == "cpu"
+        and t.is_contiguous()
+        for t in tensors
+    )
 
 
-def _compiled(*tensors: Tensor) -> bool:
-    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
-    return fits and tensors[0].is_contiguous() and tensor_library() is not None
+def _advance_compiled(matrices: list[_Matrix], beta: float) -> None:
+    def addresses(tensors: Iterable[State]) -> ctypes.Array:
+        return (ctypes.c_void_p * len(matrices))(*(t.data_ptr() for t in tensors))  # type: ignore[union-attr]
 
-
-def _gather(grad: Tensor, momentum: Tensor, beta: float, out: Tensor, turn: bool) -> None:
-    """Advance the momentum and write the Nesterov step to `out`, transposed with `turn`."""
-    if _compiled(momentum, grad, out):
-        tensor_call("i3_muon_gather", *grad.shape, grad, momentum, beta, out, int(turn))
-        return
-    momentum.lerp_(grad, 1 - beta)
-    step = torch.lerp(grad, momentum, beta)
-    out.copy_(step.t() if turn else step)
-
-
-def _apply(p: Tensor, direction: Tensor, keep: float, rate: float, turn: bool) -> None:
-    """p <- keep p - rate direction."""
-    if _compiled(p, direction):
-        tensor_call("i3_muon_apply", *p.shape, p, direction, keep, rate, int(turn))
-        return
-    p.mul_(keep).sub_(direction.t() if turn else direction, alpha=rate)
+    sizes = [(*m.p.shape, m.maps, int(m.joined)) for m in matrices]
+    tensor_call(
+        "i3_muon",
+        len(matrices),
+        *(addresses(tensors) for tensors in list(zip(*matrices, strict=True))[:3]),
+        torch.tensor(sizes),
+        torch.tensor([(m.keep, m.rate) for m in matrices]),
+        beta,
+        ROUNDS,
+        torch.tensor(COEFFICIENTS).repeat(ROUNDS),
+    )

@@ -1,0 +1,201 @@
+/* A step of Muon (optim/muon.py) for many matrices: momentum, orthogonalisation and update of one map at a time, in
+ * the cache of one core. Threads share the maps out, so the result does not depend on their number.
+ *
+ * A map's Nesterov step is held tall: X^T, (depth, n) with n the smaller side, rounded up to whole vectors by zeros.
+ * The rounds are polynomials of the Gram matrix G = X X^T. They are symmetric and commute, so each product is formed
+ * above the diagonal and mirrored. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "numbers.h"
+
+#define ALWAYS static inline __attribute__((always_inline))
+#define SPAN 64 /* rows of X^T at a time */
+#define SIDE 16 /* of a tile that is transposed, and the columns of one that is multiplied */
+#define HIGH 4  /* its rows */
+
+typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
+#define VECTORS (SIDE * sizeof(float) / sizeof(Lanes))
+
+/* c (HIGH, SIDE) += a b: a's rows are `row` apart and its columns `step`, the rows of b and c `n`. */
+ALWAYS void multiply_tile(int64_t depth, const float *a, int64_t row, int64_t step, const float *b, float *c,
+                          int64_t n) {
+    Lanes sums[HIGH][VECTORS];
+#pragma GCC unroll 4
+    for (unsigned r = 0; r < HIGH; r++)
+#pragma GCC unroll 2
+        for (unsigned v = 0; v < VECTORS; v++) sums[r][v] = ((const Lanes *)(c + r * n))[v];
+    for (int64_t k = 0; k < depth; k++)
+#pragma GCC unroll 4
+        for (unsigned r = 0; r < HIGH; r++)
+#pragma GCC unroll 2
+            for (unsigned v = 0; v < VECTORS; v++)
+                sums[r][v] += a[r * row + k * step] * ((const Lanes *)(b + k * n))[v];
+#pragma GCC unroll 4
+    for (unsigned r = 0; r < HIGH; r++)
+#pragma GCC unroll 2
+        for (unsigned v = 0; v < VECTORS; v++) ((Lanes *)(c + r * n))[v] = sums[r][v];
+}
+
+/* c += a b for (n, n) of which only the tiles on and above the diagonal are wanted. */
+ALWAYS void multiply_upper(int64_t n, int64_t depth, const float *a, int64_t row, int64_t step, const float *b,
+                           float *c) {
+    for (int64_t j = 0; j < n; j += SIDE)
+        for (int64_t i = 0; i < j + SIDE; i += HIGH) multiply_tile(depth, a + i * row, row, step, b + j, c + i * n + j, n);
+}
+
+ALWAYS void mirror(int64_t n, float *c) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < i; j++) c[i * n + j] = c[j * n + i];
+}
+
+/* c = a b, all (n, n) and symmetric. */
+ALWAYS void multiply_symmetric(int64_t n, const float *a, const float *b, float *c) {
+    memset(c, 0, n * n * sizeof(float));
+    multiply_upper(n, n, a, n, 1, b, c);
+    mirror(n, c);
+}
+
+typedef struct {
+    float *p, *momentum;
+    const float *grad;
+    int64_t n, depth, stride;
+    int tall; /* p is X^T, its rows `stride` apart; else X */
+    float keep, rate;
+} Map;
+
+/* m <- m + (1 - beta) (g - m) of the rows of X^T from `first` on; x (count, padded) <- g + beta (m - g). */
+ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padded, float *restrict x) {
+    for (int64_t i = 0; i < m.n; i += SIDE)
+        for (int64_t k = 0; k < count; k += SIDE) {
+            float tile[SIDE][SIDE];
+            int64_t side = m.n - i < SIDE ? m.n - i : SIDE, span = count - k < SIDE ? count - k : SIDE;
+            int64_t high = m.tall ? span : side, wide = m.tall ? side : span;
+            int64_t at = m.tall ? (first + k) * m.stride + i : i * m.stride + first + k;
+            for (int64_t r = 0; r < high; r++, at += m.stride)
+                for (int64_t c = 0; c < wide; c++) {
+                    float g = m.grad[at + c], v = m.momentum[at + c];
+                    v += (1 - beta) * (g - v);
+                    m.momentum[at + c] = v;
+                    tile[r][c] = g + beta * (v - g);
+                }
+            for (int64_t r = 0; r < span; r++)
+                for (int64_t c = 0; c < side; c++)
+                    x[(k + r) * padded + i + c] = m.tall ? tile[r][c] : tile[c][r];
+        }
+}
+
+/* p <- keep p - rate x for the rows of X^T from `first` on. */
+ALWAYS void apply(Map m, int64_t first, int64_t count, int64_t padded, const float *restrict x) {
+    for (int64_t i = 0; i < m.n; i += SIDE)
+        for (int64_t k = 0; k < count; k += SIDE) {
+            float tile[SIDE][SIDE];
+            int64_t side = m.n - i < SIDE ? m.n - i : SIDE, span = count - k < SIDE ? count - k : SIDE;
+            int64_t high = m.tall ? span : side, wide = m.tall ? side : span;
+            int64_t at = m.tall ? (first + k) * m.stride + i : i * m.stride + first + k;
+            for (int64_t r = 0; r < span; r++)
+                for (int64_t c = 0; c < side; c++)
+                    *(m.tall ? &tile[r][c] : &tile[c][r]) = x[(k + r) * padded + i + c];
+            for (int64_t r = 0; r < high; r++, at += m.stride)
+                for (int64_t c = 0; c < wide; c++) m.p[at + c] = m.keep * m.p[at + c] - m.rate * tile[r][c];
+        }
+}
+
+/* Replaces the Gram matrix g by the polynomial Q with Q X orthogonal: rounds X <- (a + b G + c G^2) X, where G is
+ * taken over its trace. work: 3 n^2. Returns Q. */
+ALWAYS float *polynomial(int64_t n, float *g, int64_t rounds, const float *coefficients, float *work) {
+    float *q = work, *product = q + n * n, *spare = product + n * n, *swap, trace = 0;
+    for (int64_t i = 0; i < n; i++) trace += g[i * n + i];
+    float norm = sqrtf(trace) + 1e-7f, factor = 1 / (norm * norm);
+    for (int64_t i = 0; i < n * n; i++) g[i] *= factor;
+    for (int64_t round = 0; round < rounds; round++) {
+        float a = coefficients[3 * round], b = coefficients[3 * round + 1], c = coefficients[3 * round + 2];
+        multiply_symmetric(n, g, g, q);
+        for (int64_t i = 0; i < n * n; i++) q[i] = b * g[i] + c * q[i];
+        for (int64_t i = 0; i < n; i++) q[i * n + i] += a;
+        if (round + 1 < rounds) {
+            multiply_symmetric(n, q, g, spare);
+            multiply_symmetric(n, spare, q, g);
+        }
+        if (round) {
+            multiply_symmetric(n, q, product, spare);
+            swap = product, product = spare, spare = swap;
+        } else {
+            swap = product, product = q, q = swap;
+        }
+    }
+    for (int64_t i = 0; i < n * n; i++) product[i] /= norm;
+    return product;
+}
+
+static int64_t padded_side(int64_t n) { return (n + SIDE - 1) / SIDE * SIDE; }
+
+static int64_t padded_depth(int64_t depth) { return (depth + SPAN - 1) / SPAN * SPAN; }
+
+/* scratch: padded_side * (padded_depth + SPAN + 4 padded_side) floats. */
+CLONES
+static void step(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    int64_t n = padded_side(m.n), depth = padded_depth(m.depth);
+    float *x = scratch, *out = x + n * depth, *gram = out + n * SPAN, *work = gram + n * n;
+    memset(gram, 0, n * n * sizeof(float));
+    for (int64_t k = 0; k < depth; k += SPAN) {
+        int64_t count = m.depth - k < SPAN ? m.depth - k : SPAN;
+        if (count < SPAN || m.n < n) memset(x + k * n, 0, SPAN * n * sizeof(float));
+        gather(m, beta, k, count, n, x + k * n);
+        multiply_upper(n, SPAN, x + k * n, 1, n, x + k * n, gram);
+    }
+    mirror(n, gram);
+    float *q = polynomial(n, gram, rounds, coefficients, work);
+    for (int64_t k = 0; k < depth; k += SPAN) {
+        memset(out, 0, SPAN * n * sizeof(float));
+        for (int64_t j = 0; j < n; j += SIDE)
+            for (int64_t i = 0; i < SPAN; i += HIGH)
+                multiply_tile(n, x + (k + i) * n, n, 1, q + j, out + i * n + j, n);
+        apply(m, k, m.depth - k < SPAN ? m.depth - k : SPAN, n, out);
+    }
+}
+
+/* The map number `i` of a tensor; sizes: rows, columns, maps, joined (0: maps are blocks of rows, 1: of columns). */
+static Map map_of(int64_t i, const int64_t *sizes, const float *rates, float *p, const float *grad, float *momentum) {
+    int64_t rows = sizes[0], columns = sizes[1], maps = sizes[2], joined = sizes[3];
+    int64_t high = joined ? rows : rows / maps, wide = joined ? columns / maps : columns;
+    int64_t at = i * (joined ? wide : high * columns);
+    int tall = joined || (maps == 1 && rows > columns);
+    Map m = {p + at, momentum + at, grad + at, tall ? wide : high, tall ? high : wide, columns, tall, rates[0], rates[1]};
+    return m;
+}
+
+/* sizes: (tensors, 4), see map_of; rates: (tensors, 2): p <- keep p - rate direction; coefficients: (rounds, 3).
+ * Returns 1 when scratch memory is not to be had. */
+int i3_muon(int64_t tensors, float *const *p, const float *const *grads, float *const *momenta, const int64_t *sizes,
+            const float *rates, float beta, int64_t rounds, const float *coefficients) {
+    int64_t room = 0, units = 0;
+    for (int64_t t = 0; t < tensors; t++) {
+        Map m = map_of(0, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]);
+        int64_t n = padded_side(m.n), needed = n * (padded_depth(m.depth) + SPAN + 4 * n);
+        room = room < needed ? needed : room;
+        units += sizes[4 * t + 2];
+    }
+    int failed = 0;
+#pragma omp parallel
+    {
+        float *scratch = aligned_alloc(64, room * sizeof(float));
+        if (!scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < units; unit++) {
+            int64_t t = 0, i = unit;
+            for (; i >= sizes[4 * t + 2]; t++) i -= sizes[4 * t + 2];
+            if (scratch)
+                step(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), beta, rounds, coefficients,
+                     scratch);
+        }
+        free(scratch);
+    }
+    return failed;
+}
