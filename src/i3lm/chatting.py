@@ -5,16 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from i3lm.errors import UserError
-from i3lm.generation import (
-    LONGEST_CHUNK,
-    Model,
-    Notify,
-    Sampling,
-    TextStream,
-    ignore,
-    make_generator,
-    open_model,
-)
+from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
+from i3lm.streaming import LONGEST_CHUNK
 from i3lm.tokenizer import EOS, INST
 
 Message = dict[str, str]

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from i3lm.card import model_card
 from i3lm.errors import UserError
 from i3lm.exporting.graphs import write_graphs
 from i3lm.exporting.measuring import compare, same_logits, same_tokens
 from i3lm.files import atomic_folder, write_atomic
 from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.lorpt import merge
+from i3lm.model.card_i3 import model_card
 from i3lm.onnx_generation import DECODE, PREFILL, WEIGHTS, OnnxModel
 from i3lm.presets import Architecture, DenseArchitecture
 from i3lm.quantizing import quantize

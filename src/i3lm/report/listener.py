@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from i3lm import __version__
-from i3lm.card import CITATION
 from i3lm.files import write_atomic
+from i3lm.model.card_i3 import CITATION
 from i3lm.report import page as html
 from i3lm.report.history import History, read_history
 from i3lm.report.page import Run, escape
