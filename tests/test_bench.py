@@ -168,7 +168,7 @@ def test_benchmarks_with_a_command_of_their_own(tmp_path, name, options):
     out = tmp_path / "a.json"
     subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *options, "--out", str(out)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         check=True,
         capture_output=True,
     )
