@@ -2,8 +2,8 @@
 
     python -m benchmarks.budgets
 
-i3-12m, i3-22m, and a model of 100M parameters that no preset has. Nothing is trained: how near the planner is to
-measured peaks, `python -m benchmarks.memory` tells.
+i3-12m, i3-22m, and a model of 100M parameters that no preset has. Nothing is trained: how near the
+planner is to measured peaks, `python -m benchmarks.memory` tells.
 """
 
 import argparse

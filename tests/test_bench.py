@@ -155,3 +155,28 @@ def test_quality(tmp_path):
         assert run["tokens"] >= 6000
         assert run["test_characters"] > 20_000
         assert len(run["curve"]) >= 5
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("optimizers", ["--preset", "i3-tiny", "--rounds", "1", "--threads", "1"]),
+        ("budgets", []),
+    ],
+)
+def test_benchmarks_with_a_command_of_their_own(tmp_path, name, options):
+    out = tmp_path / "a.json"
+    subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options, "--out", str(out)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    result = json.loads(out.read_text())
+    assert result["benchmark"] == name
+    assert result["machine"]
+    if name == "optimizers":
+        assert result["ratio_adamw_4_bits"] > 0
+    else:
+        least = {model: row["least_bytes"] for model, row in result["rows"].items()}
+        assert least["i3-12m, Muon"] < least["i3-22m, Muon"] < least["99M, Muon"]

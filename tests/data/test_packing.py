@@ -525,11 +525,12 @@ def test_source_that_changes_while_it_is_read(tmp_path, corpus_file):
 
     with pytest.raises(UserError, match=r"stories.txt: changed while it was read; run it again"):
         prepare(open_source(corpus_file), tmp_path / "c", vocab_size=VOCAB, progress=change)
-    passes = iter([["one two", "three"], ["one two", "three", "four"]])
-    source = Source("a", {}, lambda advance: (Document(t, None, "") for t in next(passes)))
-    with pytest.raises(UserError, match="changed while it was read"):
-        prepare(source, tmp_path / "d", vocab_size=VOCAB)
-    assert list((tmp_path / "d").iterdir()) == []
+    for later in (["one two", "three", "four"], ["two one", "eerht"]):
+        passes = iter([["one two", "three"], later])
+        source = Source("a", {}, lambda advance, p=passes: (Document(t, None, "") for t in next(p)))
+        with pytest.raises(UserError, match="changed while it was read"):
+            prepare(source, tmp_path / "d", vocab_size=VOCAB)
+        assert list((tmp_path / "d").iterdir()) == []
 
 
 def test_damage_is_found(tmp_path, corpus_file):

@@ -180,10 +180,8 @@ def test_hostile_text(open_page, server):
     page.reload()
     ready(page)
     assert page.locator("#list li").count() == 1
-    say(page, "\ud800")
-    assert "surrogate" in page.inner_text("article:last-child .note")
     say(page, "the cat sat " * 8000)
-    assert "only the last" in page.inner_text("article:last-child .note >> nth=-1")
+    assert "only the last" in page.inner_text("article:last-child")
 
 
 def test_a_phone(open_page, server):
