@@ -33,8 +33,12 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # Pages whose blocks do not run here, and the file that tests what they show.
 TESTED_ELSEWHERE = {
+    "evaluate.md": "tests/export/test_export_docs.py",
+    "export.md": "tests/export/test_export_docs.py",
     "memory.md": "tests/optim/test_blockwise.py",
     "performance.md": "tests/test_bench.py",
+    "python.md": "tests/test_python.py",
+    "serve.md": "tests/serving/test_serve_api.py",
     "transformers.md": "tests/hf/test_recipes.py",
 }
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
