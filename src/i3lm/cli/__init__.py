@@ -24,6 +24,7 @@ i3lm {__version__}: from your own text to a chatting model of your own, on your 
 
   i3lm train --data TEXT --out DIR   pretrain a model on your text
   i3lm chat DIR                      talk with it
+  i3lm serve DIR                     the same in a browser, and OpenAI's API
   i3lm eval DIR --data TEXT          measure it
 
 First time? `i3lm train --preset i3-mini --time 3m` needs no text: it learns from

@@ -5,52 +5,55 @@ from typing import Any
 import click
 
 from i3lm.cli.common import device_option, note
+from i3lm.cli.help import Command
 from i3lm.errors import UserError
 from i3lm.units import parse_duration, parse_size
 
 
-@click.command("serve", short_help="Serve a model: OpenAI's API and a chat page.")
-@click.argument("model")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.command(
+    "serve",
+    cls=Command,
+    short_help="Serve a model: OpenAI's API and a chat page.",
+    groups={
+        "Who may ask": "api_key allow_origin",
+        "Limits": "max_new_tokens timeout workers queue max_body",
+    },
+    example="i3lm serve my-model, then open http://127.0.0.1:8000",
+)
+@click.argument("model", type=click.Path())
 @click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8000,
-    show_default=True,
-    help="0: any that is free.",
+    "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True,
+    help="To listen on; 0.0.0.0 is for others, too",
+)  # fmt: skip
+@click.option(
+    "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    help="0: any that is free",
+)  # fmt: skip
+@click.option(
+    "--api-key", metavar="KEY", envvar="I3LM_API_KEY",
+    help="Ask for this key; better in the variable I3LM_API_KEY, which no list of processes shows",
+)  # fmt: skip
+@click.option(
+    "--max-new-tokens", metavar="N", type=click.IntRange(1), default=1024, show_default=True,
+    help="Of a reply, at most",
+)  # fmt: skip
+@click.option(
+    "--timeout", metavar="TIME", default="2m", show_default=True, help="Of a reply, at most"
 )
 @click.option(
-    "--api-key",
-    envvar="I3LM_API_KEY",
-    show_envvar=True,
-    help="Ask clients for this key. The variable hides it from the list of processes.",
-)
+    "--workers", metavar="N", type=click.IntRange(1),
+    help="Replies at the same time  [default: all cores]",
+)  # fmt: skip
 @click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Of a reply, at most.",
-)
-@click.option("--timeout", default="2m", show_default=True, help="Of a reply, at most.")
+    "--queue", metavar="N", type=click.IntRange(0), default=64, show_default=True,
+    help="Requests that may wait; more are refused (503)",
+)  # fmt: skip
 @click.option(
-    "--workers", type=click.IntRange(1), help="Replies at the same time.  [default: all cores]"
-)
+    "--max-body", metavar="SIZE", default="2MB", show_default=True,
+    help="Of a request; longer ones are refused",
+)  # fmt: skip
 @click.option(
-    "--queue",
-    type=click.IntRange(0),
-    default=64,
-    show_default=True,
-    help="Requests that may wait; more are refused (503).",
-)
-@click.option(
-    "--max-body", default="2MB", show_default=True, help="Of a request; longer ones are refused."
-)
-@click.option(
-    "--allow-origin",
-    multiple=True,
-    metavar="URL",
-    help="Let pages of this site ask; may be repeated.",
+    "--allow-origin", metavar="URL", multiple=True, help="Let pages of this site ask; repeatable"
 )
 @device_option
 def command(
@@ -61,12 +64,7 @@ def command(
     allow_origin: tuple[str, ...],
     **settings: Any,
 ) -> None:
-    """Serve the model in folder MODEL over HTTP, with a page to chat on; Ctrl-C stops it.
-
-    \b
-    i3lm serve run                     then open http://127.0.0.1:8000
-    I3LM_API_KEY=... i3lm serve run --host 0.0.0.0     for others, too
-    """
+    """Serve the model in folder MODEL over HTTP, with a page to chat on; Ctrl-C stops it."""
     if api_key is not None and not (
         api_key.isascii() and api_key.isprintable() and api_key.strip()
     ):
