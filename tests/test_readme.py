@@ -46,7 +46,7 @@ def test_the_commands_run(workplace):
             arguments = [*arguments[:at], *arguments[at + 2 :], *SHORT]
         assert main(arguments) == 0, words
         names.append(arguments[0])
-    assert names == ["train", "chat", "generate", "eval", "info", "plan", "quantize"]
+    assert names == ["train", "chat", "generate", "eval", "info", "plan", "export"]
     assert main(["train", "--resume", "my-model", "--steps", "3"]) == 0
 
 

@@ -29,7 +29,11 @@ from check_site import check  # noqa: E402 (beside this file)
 
 PAGES = ROOT / "build" / "docs"  # mkdocs.yml: docs_dir
 # Files of the repository that are pages of the site.
-ADOPTED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
+ADOPTED = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+}
 ADOPTED |= {"SECURITY.md": "security.md"} if (ROOT / "SECURITY.md").exists() else {}
 HELP = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")}
 

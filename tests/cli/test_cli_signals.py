@@ -35,7 +35,7 @@ COMMANDS = {
     "generate": ("i3lm.generation", "stream", "generate {model} hello"),
     "chat -p": ("i3lm.folder", "load_folder", "chat {model} -p hello"),
     "eval": ("i3lm.evaluation", "evaluate", "eval {model} --data {text}"),
-    "quantize": ("i3lm.files", "sync_folder", "quantize {model} --out {out}"),
+    "export": ("i3lm.files", "sync_folder", "export {model} --to int4 --no-measure --out {out}"),
     "plan": ("i3lm.training.planning", "preview", "plan"),
     "info": ("i3lm.model_info", "info", "info {model}"),
 }
@@ -68,7 +68,7 @@ def test_every_command_ends_on_a_signal(folder, tmp_path, command):
         assert child.returncode == 130, errors
         assert "Traceback" not in errors
         assert not list(tmp_path.rglob("*.part"))
-        assert command != "quantize" or not (tmp_path / "out").exists()
+        assert command != "export" or not (tmp_path / "out").exists()
     assert load_folder(folder)
 
 

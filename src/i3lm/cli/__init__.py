@@ -13,7 +13,6 @@ from i3lm.cli import (
     generate,
     info,
     plan,
-    quantize,
     serve,
     train,
 )
@@ -60,7 +59,7 @@ def group(ctx: click.Context) -> None:
 
 
 for _module in (
-    train, chat, generate, serve, evaluate, compare, info, plan, export, quantize, bench,
+    train, chat, generate, serve, evaluate, compare, info, plan, export, bench,
     completion,
 ):  # fmt: skip
     group.add_command(_module.command)

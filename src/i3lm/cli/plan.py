@@ -40,7 +40,7 @@ from i3lm.cli.help import Command
 )  # fmt: skip
 @click.option("--state-bits", metavar="BITS", type=int, help="32, 8 or 4  [default: chosen]")
 @click.option("--weight-bits", metavar="BITS", type=int, help="32, 8 or 4  [default: 32]")
-@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm quantize")
+@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm export")
 @click.option(
     "--precision", metavar="NAME", shell_complete=words("auto fp32 bf16"),
     help="auto, fp32 or bf16  [default: auto]",

@@ -61,7 +61,7 @@ GROUPS = {
 )  # fmt: skip
 @click.option("--state-bits", metavar="BITS", type=int, help="Optimizer states: 32, 8 or 4")
 @click.option("--weight-bits", metavar="BITS", type=int, help="Matrices: 32, 8, 4  [default: 32]")
-@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm quantize")
+@click.option("--qat-bits", metavar="BITS", type=int, help="8 or 4: train for i3lm export")
 @click.option("--lr", metavar="RATE", type=float, help="Peak rate  [default: the optimizer's]")
 @click.option("--batch-tokens", metavar="TOKENS", type=int, help="Of a step  [default: 1024]")
 @click.option("--microbatch", metavar="N", type=int, help="Sequences at once; fewer take less")
