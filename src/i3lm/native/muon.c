@@ -187,11 +187,12 @@ int i3_muon(int64_t tensors, float *const *p, const float *const *grads, float *
 #pragma omp atomic write
             failed = 1;
         }
+#pragma omp barrier /* all have their room, or nothing is changed */
 #pragma omp for schedule(dynamic)
         for (int64_t unit = 0; unit < units; unit++) {
             int64_t t = 0, i = unit;
             for (; i >= sizes[4 * t + 2]; t++) i -= sizes[4 * t + 2];
-            if (scratch)
+            if (!failed)
                 step(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), beta, rounds, coefficients,
                      scratch);
         }
