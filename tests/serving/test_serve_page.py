@@ -42,7 +42,7 @@ def open_page(browser):
 
     def call(url, **options):
         context = browser.new_context(**options)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(30_000)
         contexts.append((context, url))
         page = context.new_page()
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -60,7 +60,7 @@ def open_page(browser):
     assert [e for e in errors if "Failed to load resource" not in e] == []
 
 
-def until(page, expression, seconds=15):
+def until(page, expression, seconds=30):
     """Wait for JavaScript to be true; playwright's own way would need eval in the page."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
