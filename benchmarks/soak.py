@@ -187,7 +187,7 @@ def main() -> None:
     common = ["--preset", options.preset, "--batch-tokens", "256", "--threads", "1"]
     common += ["--precision", "fp32"]
     trial, clean, run = (options.out / name for name in ("trial", "clean", "disturbed"))
-    figures = train(*common, "--out", str(trial), "--steps", "100")
+    figures = train(*common, "--out", str(trial), "--steps", "50")
     pace = figures["steps"] / (60 * figures["minutes"])
     steps = options.steps or round(60 * options.minutes * pace)
     common += ["--steps", str(steps), "--eval-every", str(max(1, steps // 10))]
