@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native
 
 demo: $(INSTALLED)
 	rm -rf demo
-	$(BIN)/i3lm train --preset i3-mini --time 6m --out demo
+	$(BIN)/i3lm train --preset i3-mini --time 5m --out demo
 	@echo
 	$(BIN)/i3lm chat demo --temperature 0 -p "Who are you?"
 	printf 'Who are you?\nWhat can you do?\n' | $(BIN)/i3lm chat demo --temperature 0

@@ -46,15 +46,15 @@ def test_the_commands_run(workplace):
             arguments = [*arguments[:at], *arguments[at + 2 :], *SHORT]
         assert main(arguments) == 0, words
         names.append(arguments[0])
-    assert names == ["train", "chat", "generate", "eval", "info", "plan", "export"]
+    assert names == ["train", "chat", "generate", "eval", "info", "plan", "export", "compare"]
     assert main(["train", "--resume", "my-model", "--steps", "3"]) == 0
 
 
 def test_the_python_blocks_run(workplace):
     ours, theirs, lorpt = blocks("python")
-    small = 'time=1800, preset="i3-tiny", context=32, steps=2'
-    assert "time=1800" in ours
-    exec(compile(ours.replace("time=1800", small), "README", "exec"), {})
+    small = 'preset="i3-tiny", context=32, steps=2'
+    assert 'time="30m"' in ours
+    exec(compile(ours.replace('time="30m"', small), "README", "exec"), {})
     exec(compile(theirs, "README", "exec"), {})
     layer = torch.nn.Sequential()
     layer.add_module("mlp", torch.nn.Linear(256, 256))
