@@ -13,7 +13,7 @@ import i3lm
 from i3lm.errors import UserError
 from i3lm.folder import Loaded
 from i3lm.model.network import I3Network
-from i3lm.scoring import _batches, score_tokens
+from i3lm.scoring import batches, score_tokens
 
 
 def naive(network, tokens: np.ndarray, context: int, stride: int) -> float:
@@ -42,7 +42,7 @@ def test_each_token_is_scored_once_with_its_context(count, context, data):
     stride = data.draw(st.integers(1, context))
     tokens = np.arange(count)
     seen = []
-    for inputs, targets in _batches(tokens, context, stride, data.draw(st.integers(1, 9))):
+    for inputs, targets in batches(tokens, context, stride, data.draw(st.integers(1, 9))):
         assert inputs.shape[1] <= context
         for row, scored in zip(inputs, targets, strict=True):
             assert (np.diff(row) == 1).all()
