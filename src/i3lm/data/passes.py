@@ -28,7 +28,7 @@ SPLITS = ("train", "held_out")
 _COUNTS = ("documents", "characters", "bytes")
 _NONE = np.zeros(0, np.uint16)
 _BATCH = 1 << 20  # characters of documents that make a piece
-_AHEAD = 6  # pieces in work at once, whatever the number of threads
+_AHEAD = 6  # pieces in work at once where there are threads, however many
 
 Progress = Callable[[str, float], None]
 Item = TypeVar("Item")
@@ -332,7 +332,7 @@ def _ahead(
     waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(work, item))
-        if len(waiting) == _AHEAD:
+        if len(waiting) == (1 if isinstance(pool, _Here) else _AHEAD):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
