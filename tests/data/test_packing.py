@@ -119,8 +119,10 @@ def test_tags_in_plain_text_are_no_control_tokens(tmp_path):
 wild = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(str.strip)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@settings(deadline=None)  # it writes files: a busy disk is no defect
+# No deadline: it writes files, and a busy disk is no defect.
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(wild, min_size=2, max_size=12))
 def test_any_text_survives_packing(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("wild")
