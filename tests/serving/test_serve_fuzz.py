@@ -9,16 +9,16 @@ from serving_helpers import Server
 
 pytest.importorskip("schemathesis")
 # I3LM_FUZZ_SECONDS=600 looks for ten minutes.
-SECONDS = int(os.environ.get("I3LM_FUZZ_SECONDS", "12"))
+SECONDS = int(os.environ.get("I3LM_FUZZ_SECONDS", "0"))
 
 
 @pytest.mark.timeout(SECONDS + 120)
 def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
     command = [sys.executable, "-c", "import schemathesis.cli as c; c.schemathesis()", "run"]
     flags = ["--no-color", "--generation-database", "none", "--request-timeout", "20"]
-    flags += ["--max-time", str(SECONDS), "--continue-on-failure"]
-    flags += ["--max-examples", "20" if SECONDS < 60 else "100000"]
-    flags += ["--phases", "coverage,fuzzing"]
+    flags += ["--continue-on-failure", "--phases", "coverage,fuzzing"]
+    long = ["--max-time", str(SECONDS), "--max-examples", "100000"]
+    flags += long if SECONDS else ["--max-examples", "5"]
     with Server(folder, "--max-new-tokens", "4") as server:
         done = subprocess.run(
             [*command, f"{server.url}/openapi.json", *flags],

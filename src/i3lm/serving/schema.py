@@ -56,8 +56,8 @@ class Asked(_Body):
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
         None, description="Draw among this many likeliest tokens (not in OpenAI's API)."
     )
-    # The bound is one that a double holds: so it stands in the description.
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1024)] | None = Field(
+    # Bounds that doubles hold and print exactly: so they stand in the description.
+    seed: Annotated[int, Field(ge=-(2**53), le=2**53)] | None = Field(
         None, description="The same seed gives the same text."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = Field(
