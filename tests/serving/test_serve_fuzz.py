@@ -17,6 +17,8 @@ def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
     command = [sys.executable, "-c", "import schemathesis.cli as c; c.schemathesis()", "run"]
     flags = ["--no-color", "--generation-database", "none", "--request-timeout", "20"]
     flags += ["--continue-on-failure", "--phases", "coverage,fuzzing"]
+    # That roles alternate, or that a message is not blank, a description cannot say.
+    flags += ["--exclude-checks", "positive_data_acceptance"]
     long = ["--max-time", str(SECONDS), "--max-examples", "100000"]
     flags += long if SECONDS else ["--max-examples", "5"]
     with Server(folder, "--max-new-tokens", "4") as server:
@@ -29,5 +31,5 @@ def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
         )
         assert server.ask("/health")[0] == 200
         assert "Traceback" not in server.errors
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr
     assert "Tested: 5" in done.stdout
