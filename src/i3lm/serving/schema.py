@@ -20,8 +20,9 @@ def _false(value: bool) -> bool:
     return value
 
 
-# Not Literal[False], which takes 0 as well.
+# Not Literal, for which 0 is False and True is 1.
 Off = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
+One = Annotated[int, Field(ge=1, le=1)]
 Zero = Annotated[float, Field(ge=0, le=0)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LENGTH)]
@@ -56,14 +57,14 @@ class Asked(_Body):
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
         None, description="Draw among this many likeliest tokens (not in OpenAI's API)."
     )
-    # The bound is one that a double holds: so it stands in the description.
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1024)] | None = Field(
+    # Bounds that doubles hold and print exactly: so they stand in the description.
+    seed: Annotated[int, Field(ge=-(2**53), le=2**53)] | None = Field(
         None, description="The same seed gives the same text."
     )
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = Field(
         None, description="Texts before which the reply ends."
     )
-    n: Literal[1] | None = None
+    n: One | None = None
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
@@ -139,7 +140,7 @@ class CompletionAsked(Asked):
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)]
     echo: Off | None = None
-    best_of: Literal[1] | None = None
+    best_of: One | None = None
     logprobs: None = None
     suffix: None = None
 
