@@ -4,13 +4,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test lint docs audit bench bench-memory soak fuzz clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e .
+	touch $@
+
+# What the suite, the checks and the documentation need beside it.
+$(DEVELOP): $(INSTALLED)
+	$(PIP) -e '.[dev]'
 	touch $@
 
 demo: $(INSTALLED)
@@ -20,12 +27,12 @@ demo: $(INSTALLED)
 	$(BIN)/i3lm chat demo --temperature 0 -p "Who are you?"
 	printf 'Who are you?\nWhat can you do?\n' | $(BIN)/i3lm chat demo --temperature 0
 
-test: $(INSTALLED)
+test: $(DEVELOP)
 	$(BIN)/python -m pytest
 
 # About ten minutes on two cores; each part by itself: i3lm bench train, ...
 bench: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(PIP) -e '.[bench]'
 	for part in startup tokenizer decode train; do $(BIN)/i3lm bench $$part || exit 1; done
 
 # Peak memory against the planner's estimate, 80 configurations: ten minutes.
@@ -33,28 +40,28 @@ bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
 # The documentation site, in site/: built strictly, every link checked, nothing from other hosts.
-docs: $(INSTALLED)
+docs: $(DEVELOP)
 	$(BIN)/python tools/build_site.py
 
-lint: $(INSTALLED)
+lint: $(DEVELOP)
 	$(BIN)/ruff format --check src tests benchmarks tools setup.py
 	$(BIN)/ruff check src tests benchmarks tools setup.py
 	$(BIN)/mypy
 
 # Known vulnerabilities among the pinned packages; says so and passes where the service is away.
-audit: $(INSTALLED)
+audit: $(DEVELOP)
 	$(BIN)/python -m benchmarks.audit
 
 # MINUTES of training, then the same with a fault a minute; and a kill at every instant of a save.
 MINUTES ?= 120
-soak: $(INSTALLED)
+soak: $(DEVELOP)
 	I3LM_ALL_INSTANTS=1 $(BIN)/python -m pytest -o timeout=3600 tests/training/test_every_instant.py
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 # Each target for FUZZ_MINUTES; make fuzz TARGETS="jsonl text" runs two of them.
 FUZZ_MINUTES ?= 10
-fuzz: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+fuzz: $(DEVELOP)
+	$(PIP) -e '.[fuzz]'
 	$(BIN)/python -m benchmarks.fuzz $(TARGETS) --minutes $(FUZZ_MINUTES)
 
 clean:
