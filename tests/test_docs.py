@@ -88,7 +88,7 @@ class Reader:
                 if line.startswith("$ "):
                     self.command(line[2:])
         elif language == "python":
-            text = re.sub(r", time=\d+\)", ', preset="i3-tiny", context=32, steps=2)', text)
+            text = re.sub(r', time="\w+"', ', preset="i3-tiny", context=32, steps=2', text)
             text = re.sub(r"open_source\(size=\d+\)", "open_source(size=60)", text)
             exec(compile(text, "page", "exec"), self.names)
         else:

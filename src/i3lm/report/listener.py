@@ -48,6 +48,7 @@ class ReportListener(Listener):
         self.plan: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.refused = False  # the last time that the page was to be written
         self.facts: TokenFacts | None = None
         self.preparation: float | None = None  # seconds
         self._began = time.monotonic()
@@ -90,7 +91,11 @@ class ReportListener(Listener):
         try:
             write_atomic(self.run / NAME, self.render())
         except OSError as error:
-            self.say(f"{NAME} cannot be written ({error.strerror}); training goes on")
+            if not self.refused:  # said once, until it goes well again
+                self.say(f"{NAME} cannot be written ({error.strerror}); training goes on")
+            self.refused = True
+        else:
+            self.refused = False
 
     def render(self) -> bytes:
         """Return the page."""
