@@ -6,7 +6,7 @@ import numpy as np
 
 from i3lm.tokenizer import BOS, END_INST, EOS, INST, SPECIAL_TOKENS, ChunkTokenizer
 
-QUICK_TOKENS = 16_384  # what a run scores on its way: a few seconds
+QUICK_TOKENS = 16_384  # what a run scores on its way: a second or so
 FINAL_TOKENS = 65_536  # what it scores at its end
 FIRST_BYTE = len(SPECIAL_TOKENS)
 

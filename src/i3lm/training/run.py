@@ -133,7 +133,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
 
     def evaluate() -> None:
         trainer.counters.owes_evaluation = trainer.progress < 1
-        bits = _bits_per_character(trainer, quick)
+        bits = _bits_per_character(trainer, quick, on_the_way=True)
         trainer.counters.owes_evaluation = False
         if not math.isfinite(bits):  # the next step finds out too, and goes back
             tell("note", {"text": f"the held-out loss of step {trainer.counters.step} is {bits}"})
@@ -264,16 +264,23 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
     )
 
 
-def _bits_per_character(trainer: Trainer, text: HeldOut) -> float:
-    """Score the text; raise Interrupted where a signal comes meanwhile."""
+def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
+    """Score the text; raise Interrupted where a signal comes meanwhile.
+
+    On the way windows stand side by side and products have the training's precision: a third of
+    the time. The closing figure is of overlapping windows, in float32.
+    """
     trainer.network.eval()
-    # No more windows at once than in training: evaluation must not need more memory.
-    nats, _ = score_tokens(
-        trainer.network,
-        text.tokens,
-        batch=trainer.microbatch,
-        advance=lambda count: trainer.heed_signals(),
-    )
+    autocast = on_the_way and trainer.autocast
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=autocast):
+        # No more windows at once than in training: evaluation must not need more memory.
+        nats, _ = score_tokens(
+            trainer.network,
+            text.tokens,
+            stride=trainer.context if on_the_way else None,
+            batch=trainer.microbatch,
+            advance=lambda count: trainer.heed_signals(),
+        )
     return nats / math.log(2) / text.characters
 
 
