@@ -34,7 +34,6 @@ ADOPTED = {
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
 }
-ADOPTED |= {"SECURITY.md": "security.md"} if (ROOT / "SECURITY.md").exists() else {}
 HELP = {"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT / "src")}
 
 

@@ -6,6 +6,7 @@ Needs playwright and the chromium browser. The live view is drawn from the run's
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,9 +20,14 @@ BROWSER = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-backgro
 
 def live_view(run: Path, width: int = 80) -> None:
     """Draw the view as it stood at nine tenths of the run."""
+
     def console() -> Console:
         return Console(
-            file=io.StringIO(), force_terminal=True, width=width, record=True, highlight=False,
+            file=io.StringIO(),
+            force_terminal=True,
+            width=width,
+            record=True,
+            highlight=False,
             color_system="truecolor",
         )
 
@@ -45,9 +51,11 @@ def report(page: Path) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=BROWSER)
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=BROWSER)
         for name, scheme, width, height in [
-            ("light", "light", 1100, 1000), ("dark", "dark", 1100, 1000), ("phone", "light", 375, 1000),
+            ("light", "light", 1100, 1000),
+            ("dark", "dark", 1100, 1000),
+            ("phone", "light", 375, 1000),
         ]:
             context = browser.new_context(
                 color_scheme=scheme, viewport={"width": width, "height": height}

@@ -6,11 +6,11 @@ from typing import Any
 
 from i3lm.errors import UserError
 from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
+from i3lm.model.window_i3 import reserve
 from i3lm.streaming import LONGEST_CHUNK
 from i3lm.tokenizer import EOS, INST
 
 Message = dict[str, str]
-RESERVE = 64  # tokens of the window that history leaves to the reply
 
 
 class Chat:
@@ -102,7 +102,7 @@ class Chat:
     def _prompt(self) -> list[int]:
         """Return the ids of what fits the window; whole turns fall out, the oldest first."""
         window: int = self._loaded.network.config.max_position_embeddings
-        room = window - min(RESERVE, window // 4)
+        room = window - reserve(window)
         forgotten = self._first
         self._first += 2 * self._surely_too_long(room)
         ids = self._encode(self.messages[self._first :])

@@ -54,6 +54,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     FileExistsError where something that is not an empty folder stands there.
     """
     path = Path(path)
+    if path.exists() and path.samefile(Path.cwd()):
+        raise UserError(f"{path} is the current folder; name one that is not there yet")
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
         raise FileExistsError(f"{path} is not empty")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -159,6 +159,10 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         for path, header in headers.items():
             state |= read_tensors(path, header)
     except FileNotFoundError:
+        if (folder / "decode.onnx").exists():
+            raise UserError(
+                f"{folder} holds ONNX graphs; they run by i3lm generate alone"
+            ) from None
         raise UserError(f"{folder} has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); copy it anew") from None

@@ -123,7 +123,7 @@ def pick(rule: SamplingRule, logits: np.ndarray, generator: np.random.Generator)
     """Draw a token from logits (V,), by the rule of `i3lm.generation.Sampling`."""
     if rule.temperature == 0:
         return int(logits.argmax())
-    scores = (logits - logits.max()) / rule.temperature
+    scores = (logits - logits.max()) / max(rule.temperature, 1e-30)  # not 0 in float32
     if rule.top_k is not None and rule.top_k < len(scores):
         scores[scores < np.partition(scores, -rule.top_k)[-rule.top_k]] = -np.inf
     weights = np.exp(scores, dtype=np.float64)

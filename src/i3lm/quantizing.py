@@ -26,7 +26,7 @@ def quantize(model: str | Path, out: str | Path, bits: int = 4) -> dict[str, Any
     there.
     """
     if bits not in LEVELS:
-        raise UserError(f"--bits {bits} must be 4 or 8")
+        raise UserError(f"bits {bits} must be 4 or 8")
     model, out = Path(model), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not empty; choose another folder with --out")

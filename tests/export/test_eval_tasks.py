@@ -168,6 +168,8 @@ def test_what_is_refused(folder, tmp_path, capsys, monkeypatch):
     for words in (["--tasks", "i3lm", "--data", "x"], []):
         assert main(["eval", str(folder), *words]) == 2
         assert "give either" in capsys.readouterr().err
+    assert main(["eval", str(folder), "--data", "x.txt", "--limit", "5"]) == 2
+    assert "goes with --tasks" in capsys.readouterr().err
     ours = TaskManager(include_path=[harness.OWN], include_defaults=False)
     with monkeypatch.context() as patch:  # reading the thousands of others takes long
         patch.setattr(harness, "TaskManager", lambda *arguments, **settings: ours)

@@ -105,6 +105,7 @@ def test_draws_follow_the_rule():
 
     assert drawn(temperature=0) == {1}
     assert drawn(temperature=1, top_p=None) == {0, 1, 2, 3}
+    assert drawn(temperature=1e-50, top_p=None) == {1}  # 0 in float32
     assert drawn(temperature=1, top_p=None, top_k=2) == {1, 3}
     assert drawn(temperature=1, top_p=0.5) == {1, 3}
     many = [

@@ -275,3 +275,14 @@ def test_the_other_process_keeps_its_folder(small_config, tmp_path):
         with pytest.raises(UserError, match="in use"):
             train(small_config(out=str(out)))
         assert (out / ".lock").exists()
+
+
+def test_a_folder_called_data_with_other_files_is_not_taken_for_ours(small_config, tmp_path):
+    """nanoGPT's projects have data/train.bin, for one."""
+    mine = tmp_path / "project" / "data"
+    mine.mkdir(parents=True)
+    for name in ("train.bin", "val.bin"):
+        (mine / name).write_text("mine")
+    with pytest.raises(UserError, match="is not empty"):
+        train(small_config(out=str(mine.parent)))
+    assert (mine / "train.bin").read_text() == "mine"

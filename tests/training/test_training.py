@@ -217,3 +217,11 @@ def test_an_interval_must_be_positive():
     for bad in ({}, {"steps": 0}, {"seconds": -1.0}):
         with pytest.raises(UserError):
             Every(**bad)
+
+
+def test_resuming_by_name_keeps_the_settings_of_the_run(small_config):
+    import i3lm
+
+    run = train(small_config(steps=2, seed=3)).folder
+    again = i3lm.train(out=str(run), resume=True, steps=4)
+    assert (again.figures["steps"], again.figures["seed"]) == (4, 3)

@@ -79,6 +79,7 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Say `text` and print the reply as it comes."""
+        self.chat.stream = None  # of the reply before
         reply = self.chat.reply(text)
         begin = time.monotonic()
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -116,9 +117,12 @@ class Conversation:
         messages = self.chat.messages
         if len(messages) < 2:
             raise UserError("there is no reply to take back; say something first")
-        text = messages[-2]["content"]
+        turn = messages[-2:]
         del messages[-2:]
-        self.answer(text)
+        before = len(messages)
+        self.answer(turn[0]["content"])
+        if len(messages) == before:  # stopped before its first word, or refused
+            messages.extend(turn)
 
     def _on_save(self, rest: str) -> None:
         path = Path(rest or "chat.jsonl").expanduser()

@@ -15,6 +15,9 @@ from i3lm.cli.common import device_option, json_option, words, write_json
 from i3lm.cli.help import Command
 from i3lm.errors import UserError
 
+TEXT_OPTIONS = ("context", "stride", "documents", "text_column", "split")
+TASK_OPTIONS = ("task_folder", "limit", "num_fewshot", "chat")
+
 
 @click.command(
     "eval",
@@ -79,6 +82,12 @@ def command(
     """
     if (tasks is None) != bool(data):
         raise UserError("give either --data TEXT or --tasks NAMES (i3lm: all of ours)")
+    own = TASK_OPTIONS if tasks is None else TEXT_OPTIONS
+    context = click.get_current_context()
+    for name in own:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            kind = "--tasks" if tasks is None else "--data"
+            raise UserError(f"--{name.replace('_', '-')} goes with {kind}; leave it away")
     if tasks is not None:
         more = {"task_folder": task_folder, "limit": limit, "num_fewshot": num_fewshot}
         names = [name.strip() for name in tasks.split(",") if name.strip()]

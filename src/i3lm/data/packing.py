@@ -17,11 +17,23 @@ from i3lm.data.holdout import Holdout
 from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, pool_of, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
-from i3lm.files import read_small, sha256_file, sync_folder, write_atomic, writing_to
+from i3lm.files import (
+    read_small,
+    remove_parts,
+    sha256_file,
+    sync_folder,
+    write_atomic,
+    writing_to,
+)
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+# All that `prepare` leaves in a folder.
+FILES = {
+    *(f"{split}.bin" for split in SPLITS),
+    *(MANIFEST, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+}
 MOST_THREADS = 4  # more would wait for the one that reads and writes
 
 
@@ -163,6 +175,7 @@ def prepare(
 
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            remove_parts(folder)
             writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
             try:
                 with _naming_what_changed(source, before):

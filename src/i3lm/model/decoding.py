@@ -76,7 +76,7 @@ class CompiledStep:
         for layer, state in zip(self._layer_addresses, states, strict=True):
             addresses += [*layer, *_addresses(state.buffers())]
             state.length += 1
-        logits = torch.empty(streams, self.classes)
+        logits = torch.empty(streams, self.classes, dtype=torch.float32)
         tensor_call(
             "i3_decode",
             *(streams, len(states), config.hidden_size, config.num_attention_heads, config.rank),

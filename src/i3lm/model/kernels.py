@@ -22,7 +22,7 @@ def _call(name: str, low: torch.dtype, *arguments: Tensor | int | float | None) 
 
 def _partial(rows: int, *sizes: int) -> Tensor:
     """Room for the sums of each chunk of rows."""
-    return torch.empty(-(-rows // ROWS), *sizes)
+    return torch.empty(-(-rows // ROWS), *sizes, dtype=torch.float32)
 
 
 def narrow(tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
@@ -156,7 +156,7 @@ def attention_forward(
     biases: of q and v, float32 (D). One of k would change nothing: softmax takes it away.
     """
     sizes, y = _heads(q, batch, heads), torch.empty_like(q)
-    log_sums = torch.empty(batch, heads, sizes[1])
+    log_sums = torch.empty(batch, heads, sizes[1], dtype=torch.float32)
     _call("i3_attention_forward", q.dtype, *sizes, q, k, v, *biases, y, log_sums)
     return y, log_sums
 
@@ -209,7 +209,7 @@ def cross_entropy(
     """
     chunks, classes = -(-logits.shape[0] // ROWS), logits.shape[1]
     losses = torch.empty(chunks, dtype=torch.float64)
-    grad = torch.zeros(chunks, classes) if backward else None
+    grad = torch.zeros(chunks, classes, dtype=torch.float32) if backward else None
     arguments = (logits, bias, targets.contiguous(), losses, grad)
     _call("i3_cross_entropy", logits.dtype, *logits.shape, *arguments)
     return losses.sum(), None if grad is None else grad.sum(0)

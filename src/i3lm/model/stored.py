@@ -50,7 +50,7 @@ class StoredMatrix:
 
     def read(self, out: Tensor | None = None) -> Tensor:
         """Return the matrix in float32, in `out` where it is given."""
-        x = torch.empty(self.shape) if out is None else out
+        x = torch.empty(self.shape, dtype=torch.float32) if out is None else out
         if tensor_library() is not None:
             tensor_call("i3_read_groups", x.numel(), self.bits, self.codes, self.scales, x)
         else:
@@ -119,7 +119,7 @@ class _Rooms:
 
     def take(self, shape: torch.Size) -> Tensor:
         free = self._free.get(shape)
-        return free.pop() if free else torch.empty(shape)
+        return free.pop() if free else torch.empty(shape, dtype=torch.float32)
 
     def give(self, room: Tensor) -> None:
         self._free.setdefault(room.shape, []).append(room)

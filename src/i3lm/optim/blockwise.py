@@ -41,7 +41,7 @@ class BlockState:
         """Return a state of zeros: the scales are 0."""
         blocks = -(-count // BLOCK)
         codes = torch.zeros(blocks * BLOCK * bits // 8, dtype=torch.uint8)
-        return cls(codes, torch.zeros(blocks), count, bits, signed)
+        return cls(codes, torch.zeros(blocks, dtype=torch.float32), count, bits, signed)
 
     @property
     def levels(self) -> int:

@@ -108,7 +108,7 @@ def _read(momentum: State) -> Tensor:
     """Return a momentum as float32 numbers, flat where it is in blocks."""
     if not isinstance(momentum, BlockState):
         return momentum
-    whole = torch.empty(momentum.count)
+    whole = torch.empty(momentum.count, dtype=torch.float32)
     momentum.read(whole)
     return whole
 

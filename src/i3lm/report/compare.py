@@ -128,4 +128,7 @@ def _config(run: Path) -> dict[str, Any]:
         config = json.loads(read_small(run / "run.json"))
     except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict):
+        return {}
+    config.pop("check", None)  # the file's own checksum
+    return config

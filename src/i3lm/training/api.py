@@ -31,11 +31,19 @@ def train(
     """
     if config is not None and settings:
         raise UserError("give a TrainConfig or settings by name, not both")
-    return run(config or configure(**settings), resume=resume, listener=listener)
+    if config is None:
+        if resume:
+            return _resume(settings.pop("out", None) or TrainConfig.out, listener, settings)
+        config = configure(**settings)
+    return run(config, resume=resume, listener=listener)
 
 
 def resume(
     folder: str | Path, *, listener: Callback | None = None, **changes: Unpack[Settings]
 ) -> TrainResult:
     """Go on with the run in `folder`, bit for bit, or further: `steps=2000`, `time="1h"`."""
+    return _resume(folder, listener, changes)
+
+
+def _resume(folder: str | Path, listener: Callback | None, changes: Settings) -> TrainResult:
     return run(reconfigure(folder, **changes), resume=True, listener=listener)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
+from i3lm.data.packing import FILES
 from i3lm.errors import UserError
 from i3lm.files import PART, remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
@@ -62,8 +63,8 @@ def train(
     """Pretrain a model as `config` says and leave a complete model folder in `config.out`.
 
     With `resume`, go on from the newest sound checkpoint of that folder. The folder then holds the
-    model (loadable by transformers), `run.json`, `metrics.jsonl`, `data/` (the token files)
-    and `checkpoints/`. Raises UserError for anything the user can mend.
+    model (loadable by transformers), `run.json`, `metrics.jsonl`, `report.html`, `data/` (the
+    token files) and `checkpoints/`. Raises UserError for anything the user can mend.
     """
     tell = _careful(listener)
     run = Path(config.out)
@@ -220,7 +221,9 @@ def _check_folder(run: Path, resume: bool) -> None:
 
 def _expected(path: Path) -> bool:
     """Whether this may lie in the folder of a new run: of one that was stopped as it began."""
-    return path.name in ("data", LOCK) or path.name.endswith(PART)
+    if path.name == "data" and path.is_dir():  # the user's own texts may lie in such a folder
+        return all(entry.name in FILES or entry.name.endswith(PART) for entry in path.iterdir())
+    return path.name == LOCK or path.name.endswith(PART)
 
 
 def _careful(listener: Listener | None) -> Listener:

@@ -60,7 +60,7 @@ def model_card(config: dict[str, Any], parameters: int, run: dict[str, Any] | No
 # {name}
 
 A small conversational language model of {parameters:,} parameters, pretrained from scratch with
-[i3lm](https://pypi.org/project/i3lm/).
+i3lm.
 
 ## Use
 
