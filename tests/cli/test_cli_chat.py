@@ -5,8 +5,9 @@ import pytest
 from cli_models import WINDOW, with_bias
 
 import i3lm
-from i3lm.chatting import RESERVE, Chat
+from i3lm.chatting import Chat
 from i3lm.errors import UserError
+from i3lm.model.window_i3 import RESERVE
 from i3lm.tokenizer import EOS
 
 ROOM = WINDOW - min(RESERVE, WINDOW // 4)
