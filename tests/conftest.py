@@ -2,6 +2,9 @@
 
 import signal
 
-# Under nohup the signal is ignored, in every process started here, too; tests send it.
-if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+# nohup and shells' background jobs ignore these, in every process started here, too; tests send
+# them.
+for _name, _action in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
+    _number = getattr(signal, _name, None)
+    if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _action)
