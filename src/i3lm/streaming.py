@@ -14,6 +14,7 @@ from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
 
 Notify = Callable[[str], None]
 LONGEST_CHUNK = 3  # characters
+MOST_TEMPERATURE = 1000
 
 
 def ignore(notice: str) -> None:
@@ -29,8 +30,11 @@ class SamplingRule:
     top_p: float | None = 0.95  # draw among the likeliest that together reach p; None: among all
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+            raise UserError(
+                f"temperature is {self.temperature}; it must be from 0 (greedy) to "
+                f"{MOST_TEMPERATURE:,} (any token alike)"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:

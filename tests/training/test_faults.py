@@ -286,3 +286,14 @@ def test_a_folder_called_data_with_other_files_is_not_taken_for_ours(small_confi
     with pytest.raises(UserError, match="is not empty"):
         train(small_config(out=str(mine.parent)))
     assert (mine / "train.bin").read_text() == "mine"
+
+
+def test_a_refused_run_does_not_stand_in_the_way_of_the_next(small_config, tmp_path):
+    """Too little text; then more of it, for the same folder."""
+    text = tmp_path / "grow.txt"
+    text.write_text("the cat sat on the mat\n" * 9)
+    config = small_config(data=(str(text),), steps=2, context=128)
+    with pytest.raises(UserError, match="too few"):
+        train(config)
+    text.write_text("".join(f"the cat sat on mat {i % 97}\n" for i in range(900)))
+    assert train(config).figures["steps"] == 2

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,7 +125,7 @@ def prepare(
     lowercase: bool = False,
     held_out: float = 0.02,
     seed: int = 0,
-    rebuild: bool = False,
+    rebuild: bool | Literal["if changed"] = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Corpus:
@@ -139,8 +139,8 @@ def prepare(
 
     A folder is reused when the settings are the same and every source file has its old size and
     modification time, or else its old SHA-256. A folder that was made otherwise is refused
-    with UserError, which names the difference; `rebuild` makes it anew. A dataset on the Hub
-    counts as unchanged.
+    with UserError, which names the difference; `rebuild` makes it anew, always or "if changed". A
+    dataset on the Hub counts as unchanged.
 
     `held_out` is a share of all characters; `seed` chooses among documents. `threads` (None: one a
     core, four at most) changes nothing but the time. `progress` is called with the name of the pass
@@ -157,8 +157,13 @@ def prepare(
         "held_out": held_out,
         "seed": seed,
     }
-    if not rebuild and _reusable(folder, source, settings):
-        return Corpus.open(folder, verify=True)
+    if rebuild is not True:
+        try:
+            if _reusable(folder, source, settings):
+                return Corpus.open(folder, verify=True)
+        except UserError:
+            if not rebuild:
+                raise
     before = [_stamp(path) for path in source.files]
     report = progress or (lambda stage, share: None)
     threads = threads or min(MOST_THREADS, _cores())

@@ -118,6 +118,8 @@ def open_source(
     if spec is None:
         return _embedded(size, seed)
     specs = [spec] if isinstance(spec, str | Path) else list(spec)
+    if "" in specs:  # a shell's unset variable, which would mean the current folder
+        raise UserError("a name in --data is empty; give a file, a folder or a dataset name")
     if len(specs) == 1 and _is_hub_name(specs[0]):
         return _hub(str(specs[0]), split, documents, text_column)
     files = list(dict.fromkeys(itertools.chain.from_iterable(map(_find, specs))))

@@ -88,6 +88,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} does not fit 64 bits; choose a smaller one")
         for name, known in CHOICES.items():
             value = getattr(self, name)
             if value not in known and not (value is None and name in OPEN):

@@ -92,7 +92,7 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     if device.type == "cpu":
         plan_run(config, sizes)
-    corpus = _corpus(config, tell)
+    corpus = _corpus(config, resume, tell)
     architecture = config.architecture(len(corpus.tokenizer))
     corpus.require(architecture.max_position_embeddings)
     if device.type == "cpu":
@@ -249,7 +249,8 @@ def _drop_empty(run: Path) -> None:
             run.rmdir()
 
 
-def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
+def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
+    """Prepare the text, or open it; what a refused run has left of another text gives way."""
     preset = find_preset(config.preset)
     source = open_source(
         list(config.data) or None,
@@ -262,6 +263,7 @@ def _corpus(config: TrainConfig, tell: Listener) -> Corpus:
         Path(config.out) / "data",
         vocab_size=config.vocab_size or preset.tokenizer_size,
         lowercase=config.lowercase,
+        rebuild=False if resume else "if changed",
         threads=config.threads,
         progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
     )

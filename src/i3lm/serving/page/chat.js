@@ -229,7 +229,8 @@ async function answer() {
       }
       if (piece.usage) message.tokens = piece.usage.completion_tokens;
     }
-    if (message.tokens > 1 && ended > begun) message.speed = (1000 * (message.tokens - 1)) / (ended - begun);
+    // The first and the last pieces may come together: a short reply says nothing of the speed.
+    if (message.tokens > 8 && ended - begun > 20) message.speed = (1000 * (message.tokens - 1)) / (ended - begun);
   } catch (error) {
     if (controller.signal.aborted) message.stopped = true;
     else message.error = explain(error);
