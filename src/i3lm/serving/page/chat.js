@@ -202,7 +202,8 @@ async function answer() {
   say("ok", "writing");
   announce("The model is writing.");
   const asked = { messages: sent, temperature: settings.temperature, max_tokens: length() };
-  let begun = 0, ended = 0, drawn = 0;
+  const asking = performance.now();
+  let ended = 0, drawn = 0;
   const draw = () => {
     drawn = 0;
     const bottom = atBottom();
@@ -214,7 +215,6 @@ async function answer() {
       const choice = piece.choices[0];
       if (choice?.delta.content) {
         ended = performance.now();
-        begun ||= ended;
         message.content += choice.delta.content;
         drawn ||= requestAnimationFrame(draw);
       }
@@ -229,8 +229,8 @@ async function answer() {
       }
       if (piece.usage) message.tokens = piece.usage.completion_tokens;
     }
-    // The first and the last pieces may come together: a short reply says nothing of the speed.
-    if (message.tokens > 8 && ended - begun > 20) message.speed = (1000 * (message.tokens - 1)) / (ended - begun);
+    // From the question on: the pieces of a short reply come all at once.
+    if (message.tokens && ended) message.speed = (1000 * message.tokens) / (ended - asking);
   } catch (error) {
     if (controller.signal.aborted) message.stopped = true;
     else message.error = explain(error);
