@@ -272,8 +272,8 @@ def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
 def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
     """Score the text; raise Interrupted where a signal comes meanwhile.
 
-    On the way windows stand side by side and products have the training's precision: a third of
-    the time. The closing figure is of overlapping windows, in float32.
+    On the way products have the training's precision, in half of the time; the closing figure is
+    of float32.
     """
     trainer.network.eval()
     autocast = on_the_way and trainer.autocast
@@ -282,7 +282,6 @@ def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = Fals
         nats, _ = score_tokens(
             trainer.network,
             text.tokens,
-            stride=trainer.context if on_the_way else None,
             batch=trainer.microbatch,
             advance=lambda count: trainer.heed_signals(),
         )
