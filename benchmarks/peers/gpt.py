@@ -21,11 +21,12 @@ class Sizes:
     positions: int
     width: int
     layers: int = LAYERS
+    heads_of: int | None = None  # width of a head; None: 64, or 32 where that does not divide
 
     @property
     def heads(self) -> int:
-        """Heads of 64, or of 32 where that does not divide the width."""
-        return self.width // (64 if self.width % 64 == 0 else 32)
+        """The number of heads."""
+        return self.width // (self.heads_of or (64 if self.width % 64 == 0 else 32))
 
     @property
     def parameters(self) -> int:

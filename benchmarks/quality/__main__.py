@@ -1,6 +1,9 @@
 """Train contenders on equal tokens or time and compare what they learned: a table and a plot.
 
 python -m benchmarks.quality i3lm gpt-adamw:1e-3 --train FILE --test FILE --minutes 10 --seeds 3
+python -m benchmarks.quality i3lm nanogpt --train FILE --test-share 0.1 --minutes 3 --seeds 3
+
+nanogpt is trained for the time that is given, nanogpt:2000 for so many iterations.
 """
 
 import argparse
@@ -10,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from benchmarks.quality import nanogpt
 from benchmarks.quality.one import arguments
 from i3lm.errors import UserError
 
 SETTINGS = (
-    *("train", "test", "tokens", "minutes", "preset", "vocab_size", "context", "batch_tokens"),
+    *("tokens", "minutes", "preset", "vocab_size", "context", "batch_tokens"),
     *("documents", "test_characters", "threads"),
 )
 
@@ -29,14 +33,36 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
     rows = []
-    with tempfile.TemporaryDirectory() as corpus:
+    with tempfile.TemporaryDirectory() as folder:
+        train, test = texts(options, Path(folder))
+        text = ("--train", str(train), "--test", str(test))
         for seed in range(options.seeds):
             for contender in options.contenders:
                 common.say(f"seed {seed}: {contender}")
-                more = ("--seed", str(seed), "--corpus", corpus)
-                rows.append(common.in_child("quality.one", contender, *flags, *more))
+                more = (*text, "--seed", str(seed))
+                name, _, iterations = contender.partition(":")
+                if name == nanogpt.NAME:
+                    budget = ("--iterations", iterations) if iterations else ()
+                    minutes = () if iterations else ("--minutes", str(options.minutes))
+                    threads = ("--threads", str(options.threads)) if options.threads else ()
+                    job = ("quality.nanogpt", *more, *budget, *minutes, *threads)
+                else:
+                    job = ("quality.one", contender, *flags, *more, "--corpus", f"{folder}/tokens")
+                rows.append(common.in_child(*job))
     common.say("")
     return rows
+
+
+def texts(options: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """Return the files to train on and to test with; the second may be the end of the first."""
+    if options.test:
+        return Path(options.train), Path(options.test)
+    text = Path(options.train).read_text(encoding="utf-8")
+    cut = int(len(text) * (1 - options.test_share))
+    paths = folder / "train.txt", folder / "test.txt"
+    for path, part in zip(paths, (text[:cut], text[cut:]), strict=True):
+        path.write_text(part, encoding="utf-8")
+    return paths
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -91,6 +117,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             number = names.index(row["contender"])
             text = row["contender"] if row["seed"] == 0 else None
             values = [p[key] / unit for p in curve], [p["bits"] for p in curve]
+            if not curve:
+                continue
             axis.plot(*values, color=f"C{number}", label=text, marker=".", linewidth=1.2)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
@@ -105,6 +133,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contenders", nargs="+")
     arguments(parser)
+    parser.add_argument("--train", required=True, help="text to train on")
+    test = parser.add_mutually_exclusive_group(required=True)
+    test.add_argument("--test", help="text to score ...")
+    test.add_argument("--test-share", type=float, help="... or this share of --train, its end")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "quality.json")
     parser.add_argument("--plot", type=Path, help="draw the curves into this .png or .svg")

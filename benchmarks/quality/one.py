@@ -87,8 +87,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what both this command and the table's take."""
-    parser.add_argument("--train", required=True, help="text to train on")
-    parser.add_argument("--test", required=True, help="text to score")
     parser.add_argument("--tokens", type=int, help="train on so many tokens ...")
     parser.add_argument("--minutes", type=float, help="... or for so long")
     parser.add_argument("--preset", default="i3-12m")
@@ -105,6 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("contender")
     arguments(parser)
+    parser.add_argument("--train", required=True, help="text to train on")
+    parser.add_argument("--test", required=True, help="text to score")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--corpus", help="folder of the token files, kept for the next run")
     options = parser.parse_args()
