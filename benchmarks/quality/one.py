@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.quality.contenders import Budget, build
 from i3lm.data import Corpus, open_source, prepare
-from i3lm.presets import find_preset
 from i3lm.scoring import score_tokens
+from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import resident_bytes
 
 POINTS = 8  # of the curve, the end included
@@ -50,10 +50,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train and score; return the result."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    size = options.vocab_size or find_preset(options.preset).tokenizer_size
+    size, least = TrainConfig(preset=options.preset, vocab_size=options.vocab_size).vocabulary
     with tempfile.TemporaryDirectory() as folder:
         source = open_source([options.train], documents=options.documents)
-        corpus = prepare(source, Path(options.corpus or folder), vocab_size=size)
+        into = Path(options.corpus or folder)
+        corpus = prepare(source, into, vocab_size=size, min_chunk_count=least)
         sizes = options.preset, options.batch_tokens, options.seed, options.context
         contender = build(options.contender, corpus, *sizes)
         network = contender.network

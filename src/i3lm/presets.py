@@ -152,6 +152,9 @@ PRESETS: dict[str, Preset] = {
     "i3-22m": Preset(Architecture(num_hidden_layers=24), 4466, "the published 22M model"),
 }
 DEFAULT_PRESET = "i3-12m"
+# A chunk must come up so often in the training text to get a row of its own: rarer ones cost more
+# bits than they save (docs/results.md).
+MIN_CHUNK_COUNT = 400
 
 
 def find_preset(name: str) -> Preset:

@@ -121,6 +121,7 @@ def prepare(
     folder: str | Path,
     *,
     vocab_size: int = 4466,
+    min_chunk_count: int = 1,
     tokenizer: ChunkTokenizer | None = None,
     lowercase: bool = False,
     held_out: float = 0.02,
@@ -142,9 +143,10 @@ def prepare(
     with UserError, which names the difference; `rebuild` makes it anew, always or "if changed". A
     dataset on the Hub counts as unchanged.
 
-    `held_out` is a share of all characters; `seed` chooses among documents. `threads` (None: one a
-    core, four at most) changes nothing but the time. `progress` is called with the name of the pass
-    and the share done, 0 to 1.
+    Chunks that come up less than `min_chunk_count` times stay out of the vocabulary: their rows
+    would hardly be trained. `held_out` is a share of all characters; `seed` chooses among
+    documents. `threads` (None: one a core, four at most) changes nothing but the time. `progress`
+    is called with the name of the pass and the share done, 0 to 1.
     UserError: nothing to read, too little to hold any out, a source that changes meanwhile.
     """
     folder = Path(folder)
@@ -152,6 +154,7 @@ def prepare(
         raise UserError(f"a held-out share of {held_out} is not between 0 and 1; take 0.02")
     settings = {
         "vocab_size": None if tokenizer else vocab_size,
+        "min_chunk_count": None if tokenizer else min_chunk_count,
         "lowercase": None if tokenizer else lowercase,
         "tokenizer": tokenizer.fingerprint if tokenizer else None,
         "held_out": held_out,
@@ -174,7 +177,9 @@ def prepare(
             plan = survey(source, holdout, counter, seed=seed, threads=threads, report=report)
         if tokenizer is None:
             assert counter is not None
-            tokenizer = ChunkTokenizer(counter.build(vocab_size), lowercase)
+            tokenizer = ChunkTokenizer(
+                counter.build(vocab_size, min_chunk_count=min_chunk_count), lowercase
+            )
         if (size := len(tokenizer)) > 1 << 16:
             raise UserError(f"a vocabulary of {size:,} does not fit 16 bits; take a smaller")
 
@@ -309,7 +314,7 @@ def _reusable(folder: Path, source: Source, settings: dict[str, Any]) -> bool:
         raise _damaged(folder, f"was prepared from {manifest['description']}")
     made = {**manifest["source"], **manifest["settings"]}
     for name, new in {**source.identity, **settings}.items():
-        if made[name] != new:
+        if name in made and made[name] != new:  # an older version knew fewer settings
             raise _damaged(folder, f"was prepared with {name} {made[name]!r}, not {new!r}")
     known = manifest["files"]
     if len(known) != len(source.files):

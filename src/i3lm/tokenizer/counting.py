@@ -88,13 +88,20 @@ class VocabularyCounter:
         left = self._rare_counts > 0
         self._rare, self._rare_counts = self._rare[left], self._rare_counts[left]
 
-    def build(self, vocab_size: int = 4466, *, min_character_count: int | None = None) -> list[str]:
+    def build(
+        self,
+        vocab_size: int = 4466,
+        *,
+        min_character_count: int | None = None,
+        min_chunk_count: int = 1,
+    ) -> list[str]:
         """Return at most `vocab_size` tokens in id order; counting may go on afterwards.
 
         Special tokens, bytes, then single characters in code-point order: those seen at least
         `min_character_count` times (None: twice, and once in a million characters), the most
-        frequent ones if there are too many. Then chunks, the most frequent first. Ties go to the
-        lower code point. UserError where `vocab_size` is not 262 to 65,536.
+        frequent ones if there are too many. Then chunks that were seen `min_chunk_count` times, the
+        most frequent first. Ties go to the lower code point. UserError where `vocab_size` is not
+        262 to 65,536.
         """
         if not rule.FIRST_CHUNK <= vocab_size <= 1 << 16:
             raise UserError(
@@ -111,6 +118,8 @@ class VocabularyCounter:
         characters = [chr(code) for code in np.sort(codes[frequent])]
 
         keys, counts = self._chunk_counts()
+        known = counts >= min_chunk_count
+        keys, counts = keys[known], counts[known]
         order = np.lexsort((keys, -counts))[: room - len(characters)]
         chunks = [rule.unpack(int(key)) for key in keys[order]]
         return [*rule.SPECIAL_TOKENS, *rule.BYTE_TOKENS, *characters, *chunks]

@@ -11,7 +11,7 @@ from i3lm.data.documents import DIVISIONS, Division
 from i3lm.errors import UserError, did_you_mean
 from i3lm.files import read_small
 from i3lm.memory import STATES
-from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
+from i3lm.presets import DEFAULT_PRESET, MIN_CHUNK_COUNT, Architecture, find_preset
 
 DEFAULT_SECONDS = 600.0
 CHECKPOINTING = ("none", "selective", "full")
@@ -115,6 +115,13 @@ class TrainConfig:
     def seconds(self) -> float | None:
         """The time budget in seconds; 10 minutes when no budget is given at all."""
         return DEFAULT_SECONDS if self.time is None and self.steps is None else self.time
+
+    @property
+    def vocabulary(self) -> tuple[int, int]:
+        """The vocabulary's size, and how often a chunk must come up: a size asked for is filled."""
+        if self.vocab_size:
+            return self.vocab_size, 1
+        return find_preset(self.preset).tokenizer_size, MIN_CHUNK_COUNT
 
     def architecture(self, tokens: int | None = None) -> Architecture:
         """Return the model's sizes for a tokenizer of `tokens` tokens."""

@@ -20,7 +20,6 @@ from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
-from i3lm.presets import find_preset
 from i3lm.report.listener import with_report
 from i3lm.scoring import score_tokens
 from i3lm.tokenizer import EOS, INST
@@ -251,7 +250,7 @@ def _drop_empty(run: Path) -> None:
 
 def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
     """Prepare the text, or open it; what a refused run has left of another text gives way."""
-    preset = find_preset(config.preset)
+    size, least = config.vocabulary
     source = open_source(
         list(config.data) or None,
         text_column=config.text_column,
@@ -261,7 +260,8 @@ def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
     return prepare(
         source,
         Path(config.out) / "data",
-        vocab_size=config.vocab_size or preset.tokenizer_size,
+        vocab_size=size,
+        min_chunk_count=least,
         lowercase=config.lowercase,
         rebuild=False if resume else "if changed",
         threads=config.threads,
