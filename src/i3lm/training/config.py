@@ -27,6 +27,13 @@ OPEN = ("gradient_checkpointing",)  # None: as memory allows
 SMALLEST_VOCABULARY = 6 + 256 + 96
 
 
+# What a run keeps from its start: its text and tokens, its sizes, what its checkpoints hold.
+KEPT = (
+    *("preset", "vocab_size", "context", "lowercase", "documents", "text_column", "split"),
+    *("optimizer", "weight_bits", "qat_bits"),
+)
+
+
 @dataclass(frozen=True)
 class Every:
     """How often something happens: every so many steps, or every so many seconds."""
@@ -126,6 +133,19 @@ class TrainConfig:
         return dataclasses.replace(
             sizes, vocab_size=rows, max_position_embeddings=positions, used_vocab_size=used
         )
+
+    def require_kept(self, run: "TrainConfig") -> None:
+        """Raise UserError where this differs from the run that goes on in what a run keeps."""
+        for name in KEPT:
+            old, new = getattr(run, name), getattr(self, name)
+            if old == new:
+                continue
+            option = f"--{name.replace('_', '-')}"
+            had = "was begun without it" if old in (None, False) else f"has {old}"
+            raise UserError(
+                f"{option} {new}: a run keeps this, and {self.out} {had}; leave {option} away, "
+                "or start another run with --out"
+            )
 
     def to_json(self) -> str:
         """Return the configuration as JSON text, with a checksum that `load` holds."""

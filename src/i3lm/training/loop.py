@@ -127,6 +127,13 @@ class Trainer:
             shares.append(self.seconds / self.config.seconds)
         return min(1.0, max(shares))
 
+    @property
+    def spent(self) -> bool:
+        """Whether the budget was spent before this start."""
+        steps, seconds = self.config.steps, self.config.seconds
+        counters = self.counters
+        return bool((steps and counters.step >= steps) or (seconds and counters.seconds >= seconds))
+
     def train(self) -> Iterator[dict]:
         """Train until the budget is spent; yield a row of figures after each step.
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import errno
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
-from i3lm.data.packing import FILES
+from i3lm.data.packing import FILES, Differs, without_source
 from i3lm.errors import UserError
 from i3lm.files import PART, remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
@@ -38,6 +38,7 @@ from i3lm.training.lock import NAME as LOCK
 from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
 from i3lm.training.planning import plan_run
+from i3lm.units import format_duration
 
 SAMPLE_TOKENS = 48
 
@@ -89,10 +90,11 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=precision)
+    begun = _begun(config, run, tell) if resume else None
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     if device.type == "cpu":
         plan_run(config, sizes)
-    corpus = _corpus(config, resume, tell)
+    corpus = _corpus(config, begun, tell)
     architecture = config.architecture(len(corpus.tokenizer))
     corpus.require(architecture.max_position_embeddings)
     if device.type == "cpu":
@@ -106,6 +108,9 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         if resume:
             for note in trainer.resume():
                 tell("note", {"text": note})
+            if trainer.spent:
+                text = "nothing is left to train; give more than it has had with --time or --steps"
+                tell("note", {"text": f"{_had(trainer)}: {text}"})
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
@@ -249,24 +254,68 @@ def _drop_empty(run: Path) -> None:
             run.rmdir()
 
 
-def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
-    """Prepare the text, or open it; what a refused run has left of another text gives way."""
+def _begun(config: TrainConfig, run: Path, tell: Listener) -> TrainConfig:
+    """Return what the run that goes on was asked; UserError for what it cannot change."""
+    begun = TrainConfig.load(run)
+    config.require_kept(begun)
+    if config.precision != begun.precision:
+        text = f"from here on in {config.precision}, before in {begun.precision}"
+        tell("note", {"text": f"{text}: weights and states are float32 in both"})
+    return begun
+
+
+def _had(trainer: Trainer) -> str:
+    counters = trainer.counters
+    return f"the run has had {counters.step:,} steps in {format_duration(counters.seconds)}"
+
+
+def _corpus(config: TrainConfig, begun: TrainConfig | None, tell: Listener) -> Corpus:
+    """Prepare the text, or open it; what a refused run has left of another text gives way.
+
+    `begun`: the run that goes on. It needs its text no longer: what `data/` holds is whole.
+    """
     preset = find_preset(config.preset)
-    source = open_source(
-        list(config.data) or None,
-        text_column=config.text_column,
-        split=config.split,
-        documents=config.documents,
-    )
-    return prepare(
-        source,
-        Path(config.out) / "data",
-        vocab_size=config.vocab_size or preset.tokenizer_size,
-        lowercase=config.lowercase,
-        rebuild=False if resume else "if changed",
-        threads=config.threads,
-        progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
-    )
+    folder = Path(config.out) / "data"
+    try:
+        source = open_source(
+            list(config.data) or None,
+            text_column=config.text_column,
+            split=config.split,
+            documents=config.documents,
+        )
+    except UserError:
+        if begun is None or begun.data != config.data:
+            raise
+        with _kept_text(config):
+            corpus, gone = without_source(folder)
+        if not gone:
+            raise
+        rest = f" and {len(gone) - 1:,} more files are" if len(gone) > 1 else " is"
+        text = f"{gone[0]}{rest} gone; the run goes on with the tokens in {folder}"
+        tell("note", {"text": f"{text} (checksums agree; name a new place with --data)"})
+        return corpus
+    with contextlib.nullcontext() if begun is None else _kept_text(config):
+        return prepare(
+            source,
+            folder,
+            vocab_size=config.vocab_size or preset.tokenizer_size,
+            lowercase=config.lowercase,
+            rebuild="if changed" if begun is None else False,
+            threads=config.threads,
+            progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
+        )
+
+
+@contextlib.contextmanager
+def _kept_text(config: TrainConfig) -> Iterator[None]:
+    """Say of a text that is not the run's what can be done."""
+    try:
+        yield
+    except Differs as error:
+        raise UserError(
+            f"{config.out} keeps its text, and {error.what}; bring that text back (--data names "
+            "where it is now), or train on the other with another --out"
+        ) from None
 
 
 def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
