@@ -4,11 +4,13 @@ import bisect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from i3lm import onnx_generation
 from i3lm.errors import UserError
 from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
 from i3lm.model.window_i3 import reserve
-from i3lm.streaming import LONGEST_CHUNK
-from i3lm.tokenizer import EOS, INST
+from i3lm.presets import TEMPERATURE, TOP_P
+from i3lm.streaming import LONGEST_CHUNK, SamplingRule, TokenText
+from i3lm.tokenizer import EOS, INST, ChunkTokenizer
 
 Message = dict[str, str]
 
@@ -18,7 +20,7 @@ class Chat:
 
     `messages` are the user's and the assistant's, all of them, also those that no longer fit the
     model's window; `system`, where given, always stands before what the model sees.
-    `stream` is the last reply's `TextStream`, with its token count and finish reason.
+    `stream` is the last reply's `TokenText`, with its token count and finish reason.
     """
 
     def __init__(
@@ -27,24 +29,26 @@ class Chat:
         *,
         system: str | None = None,
         max_new_tokens: int = 256,
-        temperature: float = 0.5,
+        temperature: float = TEMPERATURE,
         top_k: int | None = None,
-        top_p: float | None = 0.95,
+        top_p: float | None = TOP_P,
         seed: int | None = None,
         notify: Notify = ignore,
     ) -> None:
         self.system = system
-        self.stream: TextStream | None = None
-        self._loaded = open_model(model)
+        self.stream: TokenText | None = None
+        self._tokenizer: ChunkTokenizer
+        self.window: int  # the tokens that the model sees at once
         self._limit, self._notify = max_new_tokens, notify
-        self._sampling = Sampling(temperature, top_k, top_p)
-        self._generator = make_generator(seed)
+        self._open(model, (temperature, top_k, top_p), seed)
         self.reset()
 
-    @property
-    def window(self) -> int:
-        """The tokens that the model sees at once."""
-        return self._loaded.network.config.max_position_embeddings
+    def _open(self, model: Model, rule: tuple[float, int | None, float | None], seed: Any) -> None:
+        self._loaded = open_model(model)
+        self._tokenizer = self._loaded.tokenizer
+        self.window = self._loaded.network.config.max_position_embeddings
+        self._sampling = Sampling(*rule)
+        self._generator = make_generator(seed)
 
     @property
     def forgotten(self) -> int:
@@ -79,7 +83,7 @@ class Chat:
             else:
                 self.messages.pop()
 
-    def begin(self, text: str, stop: Sequence[str] = ()) -> TextStream:
+    def begin(self, text: str, stop: Sequence[str] = ()) -> TokenText:
         """Say `text` and return the reply, which stays out of the history."""
         if not text.strip():
             raise UserError("the message is empty; say something")
@@ -87,7 +91,7 @@ class Chat:
         self.stream = self._answer(stop)
         return self.stream
 
-    def _answer(self, stop: Sequence[str] = ()) -> TextStream:
+    def _answer(self, stop: Sequence[str] = ()) -> TokenText:
         return TextStream(
             self._loaded,
             self._prompt(),
@@ -101,7 +105,7 @@ class Chat:
 
     def _prompt(self) -> list[int]:
         """Return the ids of what fits the window; whole turns fall out, the oldest first."""
-        window: int = self._loaded.network.config.max_position_embeddings
+        window = self.window
         room = window - reserve(window)
         forgotten = self._first
         self._first += 2 * self._surely_too_long(room)
@@ -146,10 +150,29 @@ class Chat:
 
     def _encode(self, messages: Sequence[Message]) -> list[int]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        ids = self._loaded.tokenizer.encode_conversation(
-            [*system, *messages], add_generation_prompt=True
-        )
+        ids = self._tokenizer.encode_conversation([*system, *messages], add_generation_prompt=True)
         return [int(i) for i in ids]
+
+
+class OnnxChat(Chat):
+    """A conversation with an ONNX export; a seed gives other text than with its original."""
+
+    def _open(self, model: Any, rule: tuple[float, int | None, float | None], seed: Any) -> None:
+        self._graphs = onnx_generation.OnnxModel(model)
+        self._tokenizer, self.window = self._graphs.tokenizer, self._graphs.window
+        self._rule, self._numbers = SamplingRule(*rule), onnx_generation.make_generator(seed)
+
+    def _answer(self, stop: Sequence[str] = ()) -> TokenText:
+        return onnx_generation.follow(
+            self._graphs,
+            self._prompt(),
+            self._rule,
+            self._numbers,
+            max_new_tokens=self._limit,
+            ends=(EOS, INST),
+            stop=stop,
+            notify=self._notify,
+        )
 
 
 def open_chat(model: Model, messages: Sequence[Message], **settings: Any) -> tuple[Chat, str]:
@@ -173,9 +196,9 @@ def chat(
     messages: str | Sequence[Message],
     *,
     max_new_tokens: int = 256,
-    temperature: float = 0.5,
+    temperature: float = TEMPERATURE,
     top_k: int | None = None,
-    top_p: float | None = 0.95,
+    top_p: float | None = TOP_P,
     seed: int | None = None,
     notify: Notify = ignore,
 ) -> str:

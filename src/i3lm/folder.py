@@ -16,7 +16,7 @@ from i3lm.model.card_i3 import model_card
 from i3lm.model.network import I3Network
 from i3lm.model.stored import GROUP, StoredMatrix, stored_in
 from i3lm.model.stored_i3 import store_for_inference
-from i3lm.presets import Architecture, architecture_class
+from i3lm.presets import TEMPERATURE, TOP_P, Architecture, architecture_class
 from i3lm.tensorfile import Deferred, read_tensors, write_tensors
 from i3lm.tensorheader import Entry, read_header, weight_files
 from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
@@ -45,8 +45,8 @@ GENERATION = {
     "eos_token_id": [EOS, INST],  # a reply ends with the text, or where the user's turn begins
     "pad_token_id": PAD,
     "do_sample": True,
-    "temperature": 0.7,
-    "top_p": 0.9,
+    "temperature": TEMPERATURE,
+    "top_p": TOP_P,
 }
 
 
@@ -161,7 +161,7 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
     except FileNotFoundError:
         if (folder / "decode.onnx").exists():
             raise UserError(
-                f"{folder} holds ONNX graphs; they run by i3lm generate alone"
+                f"{folder} holds ONNX graphs; they run by i3lm chat and i3lm generate alone"
             ) from None
         raise UserError(f"{folder} has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:

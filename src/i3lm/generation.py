@@ -17,6 +17,7 @@ from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
 from i3lm.model.decoding import CompiledStep
 from i3lm.model.network import I3Network
+from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import (
     Notify,
     SamplingRule,
@@ -167,9 +168,9 @@ def stream(
     prompt: str,
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.5,
+    temperature: float = TEMPERATURE,
     top_k: int | None = None,
-    top_p: float | None = 0.95,
+    top_p: float | None = TOP_P,
     seed: int | None = None,
     stop: Sequence[str] = (),
     notify: Notify = ignore,
@@ -194,9 +195,9 @@ def generate(
     prompt: str,
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.5,
+    temperature: float = TEMPERATURE,
     top_k: int | None = None,
-    top_p: float | None = 0.95,
+    top_p: float | None = TOP_P,
     seed: int | None = None,
     stop: Sequence[str] = (),
     notify: Notify = ignore,

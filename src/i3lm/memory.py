@@ -154,6 +154,14 @@ class Wanted:
     return_memory: bool | None = None
 
 
+class TooLittle(UserError):
+    """No way to train fits the limit; `least` bytes would."""
+
+    def __init__(self, least: int, text: str) -> None:
+        super().__init__(text)
+        self.least = least
+
+
 def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
     """Return the fastest and most precise way to train within `limit` bytes.
 
@@ -164,9 +172,10 @@ def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple
     if not fitting:
         least = min(cost.total for _, cost in options)
         smallest = -(-least // 10**6)
-        raise UserError(
+        raise TooLittle(
+            least,
             f"--memory {format_bytes(limit)} is too little for this model; the least that can be "
-            f"kept is --memory {smallest}MB (or take a smaller --preset or --context)"
+            f"kept is --memory {smallest}MB (or take a smaller --preset or --context)",
         )
     return max(fitting, key=lambda pair: (pair[0].worth, -pair[1].total))
 

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from i3lm.errors import UserError
+from i3lm.errors import UserError, did_you_mean
 from i3lm.files import read_small
-from i3lm.presets import PRESETS, Architecture, architecture_class, find_preset
+from i3lm.presets import PRESETS, Architecture, architecture_class
 from i3lm.tensorheader import Entry, read_header, weight_files
 
 
@@ -26,14 +26,14 @@ def info(model: str | Path) -> dict[str, Any]:
     path = Path(model)
     if path.is_dir():
         return _of_folder(path)
-    if isinstance(model, Path) or (model not in PRESETS and "/" in model):
-        raise UserError(f"{model}: no such folder; name a model folder or one of {_names()}")
-    preset = find_preset(model)
+    if isinstance(model, Path) or model not in PRESETS:
+        hint = did_you_mean(model, PRESETS)
+        raise UserError(
+            f"{model}: no such folder and no preset; {hint}name a model folder or a preset "
+            f"({', '.join(PRESETS)})"
+        )
+    preset = PRESETS[model]
     return {"model": model, "about": preset.about, **_costs(preset.architecture)}
-
-
-def _names() -> str:
-    return ", ".join(PRESETS)
 
 
 def _costs(architecture: Architecture) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from i3lm.errors import UserError
 from i3lm.files import read_small
+from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import Notify, SamplingRule, TokenText, WindowDecoder, ignore, split_prompt
 from i3lm.tokenizer import EOS, INST, ChunkTokenizer
 
@@ -144,9 +145,9 @@ def stream(
     prompt: str | Sequence[Mapping[str, Any]],
     *,
     max_new_tokens: int = 128,
-    temperature: float = 0.5,
+    temperature: float = TEMPERATURE,
     top_k: int | None = None,
-    top_p: float | None = 0.95,
+    top_p: float | None = TOP_P,
     seed: int | None = None,
     stop: Sequence[str] = (),
     notify: Notify = ignore,
@@ -163,18 +164,38 @@ def stream(
     else:
         ids = [int(i) for i in opened.tokenizer.encode_conversation(prompt, True)]
         begin_with, ends = b"", (EOS, INST)
-    rule = SamplingRule(temperature, top_k, top_p)
-    generator = np.random.default_rng(None if seed is None else seed % 2**64)
-    return TokenText(
-        opened.tokenizer,
-        lambda: OnnxDecoder(opened),
-        lambda logits: pick(rule, logits, generator),
+    return follow(
+        opened,
         ids,
+        SamplingRule(temperature, top_k, top_p),
+        make_generator(seed),
         max_new_tokens=max_new_tokens,
         ends=ends,
         stop=stop,
         begin_with=begin_with,
         notify=notify,
+    )
+
+
+def make_generator(seed: int | None) -> np.random.Generator:
+    """Return numpy's random numbers for a seed; others each time without one."""
+    return np.random.default_rng(None if seed is None else seed % 2**64)
+
+
+def follow(
+    opened: OnnxModel,
+    ids: Sequence[int],
+    rule: SamplingRule,
+    generator: np.random.Generator,
+    **settings: Any,
+) -> TokenText:
+    """Return the text that follows the tokens `ids`; `settings` are those of `TokenText`."""
+    return TokenText(
+        opened.tokenizer,
+        lambda: OnnxDecoder(opened),
+        lambda logits: pick(rule, logits, generator),
+        ids,
+        **settings,
     )
 
 

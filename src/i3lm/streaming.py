@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from i3lm.errors import UserError
+from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.tokenizer import BOS, END_INST, EOS, INST, PAD, UNK, ChunkTokenizer
 from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
 
@@ -25,9 +26,9 @@ def ignore(notice: str) -> None:
 class SamplingRule:
     """How the next token is drawn. Temperature 0 takes the likeliest, whatever the rest says."""
 
-    temperature: float = 0.5
+    temperature: float = TEMPERATURE
     top_k: int | None = None  # draw among the k likeliest; None: among all
-    top_p: float | None = 0.95  # draw among the likeliest that together reach p; None: among all
+    top_p: float | None = TOP_P  # draw among the likeliest that together reach p; None: among all
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= MOST_TEMPERATURE:

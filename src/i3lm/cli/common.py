@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from i3lm.errors import UserError
+from i3lm.presets import TEMPERATURE, TOP_P
 
 Command = TypeVar("Command", bound=Callable)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -42,12 +43,12 @@ def sampling_options(command: Command) -> Command:
     for option in (
         click.option("--seed", metavar="N", type=int, help="The same seed gives the same text"),
         click.option(
-            "--top-p", metavar="SHARE", type=float, default=0.95, show_default=True,
+            "--top-p", metavar="SHARE", type=float, default=TOP_P, show_default=True,
             help="Draw among the likeliest that together reach SHARE",
         ),
         click.option("--top-k", metavar="N", type=int, help="Draw among the N likeliest tokens"),
         click.option(
-            "--temperature", metavar="NUMBER", type=float, default=0.5, show_default=True,
+            "--temperature", metavar="NUMBER", type=float, default=TEMPERATURE, show_default=True,
             help="0 takes the likeliest token; more is more varied",
         ),
     ):  # fmt: skip

@@ -23,7 +23,7 @@ from i3lm.cli.help import Command
 @click.option("--out", metavar="DIR", type=click.Path(), required=True, help="The new folder")
 @click.option(
     "--data", metavar="TEXT", type=click.Path(), multiple=True,
-    help="To compare on; repeatable  [default: held-out built-in conversations]",
+    help="To compare on; repeatable  [default: the run's held-out text]",
 )  # fmt: skip
 @click.option("--measure/--no-measure", default=True, help="Compare size, speed and bits")
 @json_option

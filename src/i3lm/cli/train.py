@@ -17,7 +17,7 @@ BUILT_IN = (
 )
 GROUPS = {
     "Basic": "data out resume preset time steps memory report_to quiet as_json",
-    "Text": "documents text_column split lowercase",
+    "Text": "documents text_column split lowercase skip_bad_lines",
     "Model": "vocab_size context",
     "Optimisation": "optimizer lr batch_tokens seed",
     "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
@@ -53,6 +53,7 @@ GROUPS = {
     "--documents", metavar="RULE", shell_complete=words("auto line paragraph file"),
     help="auto, line, paragraph or file  [default: auto]",
 )  # fmt: skip
+@click.option("--skip-bad-lines", is_flag=True, default=None, help="Leave out what is no row")
 @click.option("--text-column", metavar="NAME", help="Of .jsonl and .parquet files")
 @click.option("--split", metavar="NAME", help="Of a Hub dataset  [default: train]")
 @click.option(

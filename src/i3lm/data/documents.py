@@ -65,6 +65,14 @@ class Lines:
         for number, line in enumerate(_split(self.text), self.first):
             yield read_line(line, self.tagged, f"{self.path}:{number}")
 
+    def fitting(self) -> Iterator[Document | None]:
+        """Yield what `documents` does, but None for a line that is none."""
+        for number, line in enumerate(_split(self.text), self.first):
+            try:
+                yield read_line(line, self.tagged, f"{self.path}:{number}")
+            except UserError:
+                yield None
+
 
 def read_line(line: str, tagged: bool, where: str) -> Document:
     """Return the document that a line is; UserError where it should be a conversation."""
@@ -107,13 +115,30 @@ def parse_conversation(line: str) -> list[Message] | None:
     return [{"role": roles[i % 2], "content": content} for i, content in enumerate(turns)]
 
 
+def _fault(line: str) -> str:
+    """Say in what a line is no conversation."""
+    start, *parts = _TAG.split(line)
+    tags, turns = parts[0::2], parts[1::2]
+    if not tags or start:
+        return "it does not begin with [INST]"
+    for number, tag in enumerate(tags):
+        expected = ("[INST]", "[/INST]")[number % 2]
+        if tag != expected:
+            return f"tag {number + 1} is {tag}, where {expected} should stand"
+    empty = next((number for number, turn in enumerate(turns, 1) if not turn.strip()), None)
+    if empty:
+        return f"turn {empty} is empty"
+    return "the last turn is the user's: a reply, after [/INST], is missing"
+
+
 def read_conversation(line: str, where: str) -> Document:
     """Return the conversation in `line`; UserError names `where` if it is none."""
     messages = parse_conversation(line)
     if messages is None:
         raise UserError(
-            f"{where}: not a conversation of the form {_FORM}, as the first one here is; "
-            "mend the line, or read the tags as plain text with --documents line"
+            f"{where}: not a conversation of the form {_FORM}, as the first one here is: "
+            f"{_fault(line)}; mend the line, leave such lines out with --skip-bad-lines, or read "
+            "the tags as plain text with --documents line"
         )
     return Document(None, messages, where)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,14 @@ FILES = {
     *(MANIFEST, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 }
 MOST_THREADS = 4  # more would wait for the one that reads and writes
+
+
+class Differs(UserError):
+    """A folder holds a sound corpus, but not the one that is asked for; `what` says in what."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"{folder}: {what}; delete the folder to prepare it anew")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -311,25 +319,46 @@ def _reusable(folder: Path, source: Source, settings: dict[str, Any]) -> bool:
     if manifest is None:
         return False
     if manifest["source"].keys() != source.identity.keys():
-        raise _damaged(folder, f"was prepared from {manifest['description']}")
+        raise Differs(folder, f"was prepared from {manifest['description']}")
     made = {**manifest["source"], **manifest["settings"]}
     for name, new in {**source.identity, **settings}.items():
         if name in made and made[name] != new:  # an older version knew fewer settings
-            raise _damaged(folder, f"was prepared with {name} {made[name]!r}, not {new!r}")
+            raise Differs(folder, f"was prepared with {name} {made[name]!r}, not {new!r}")
     known = manifest["files"]
     if len(known) != len(source.files):
-        raise _damaged(folder, f"was prepared from {len(known):,} files, not {len(source.files):,}")
+        raise Differs(folder, f"was prepared from {len(known):,} files, not {len(source.files):,}")
+    if _same_files(folder, zip(known, source.files, strict=True)):  # spare the next run the hashing
+        _write_manifest(folder, manifest)
+    return True
+
+
+def without_source(folder: str | Path) -> tuple[Corpus, list[str]]:
+    """Open a corpus whose source files are gone, or some of them, whole; return which these are.
+
+    UserError (`Differs`) where one that is still there has changed, or where the corpus is not
+    sound.
+    """
+    folder = Path(folder)
+    corpus = Corpus.open(folder, verify=True)
+    files = [(entry, Path(entry["path"])) for entry in corpus.manifest["files"]]
+    _same_files(folder, ((entry, path) for entry, path in files if path.exists()))
+    return corpus, [str(path) for _, path in files if not path.exists()]
+
+
+def _same_files(folder: Path, pairs: Iterable[tuple[dict[str, Any], Path]]) -> bool:
+    """Hold files against their entries in the manifest; return whether a date was renewed there.
+
+    `Differs` names the file that has changed.
+    """
     touched = False
-    for old, path in zip(known, source.files, strict=True):
+    for old, path in pairs:
         stat = path.stat()
         stamp = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         if {**old, **stamp} == old:
             continue
         if stat.st_size != old["bytes"] or sha256_file(path) != old["sha256"]:
             what = "has changed" if stamp["path"] == old["path"] else f"is not {old['path']}"
-            raise _damaged(folder, f"{path} {what} since the folder was prepared")
+            raise Differs(folder, f"{path} {what} since the folder was prepared")
         old.update(stamp)
         touched = True
-    if touched:  # same contents, new date: spare the next run the hashing
-        _write_manifest(folder, manifest)
-    return True
+    return touched

@@ -94,6 +94,7 @@ def open_source(
     split: str = "train",
     seed: int = 0,
     size: int = 50_000,
+    skip_bad: bool = False,
 ) -> Source:
     """Return the documents that `spec` names.
 
@@ -111,7 +112,8 @@ def open_source(
     string is a document; where the first string of a file starts with `[INST]`, every string is a
     conversation in line form (unless `documents` is not `auto`). Conversations that do
     not fit the form are errors in a file; in a dataset of the Hub, which the
-    user cannot mend, they are skipped and counted.
+    user cannot mend, and with `skip_bad`, they are skipped and counted, as are with `skip_bad`
+    lines of a `.jsonl` file that are no JSON object.
 
     UserError names the file and line, and the fix.
     """
@@ -129,11 +131,13 @@ def open_source(
 
     def read(advance: Advance) -> Iterator[Piece]:
         for path in files:
-            yield from _read_file(path, documents, text_column, advance)
+            yield from _read_file(path, documents, text_column, advance, skip_bad)
 
     shown = ", ".join(map(str, specs[:3])) + (", ..." if len(specs) > 3 else "")
     description = shown if files == [Path(specs[0])] else f"{shown} ({len(files):,} files)"
-    identity = {"documents": documents, "text_column": text_column}
+    identity: dict[str, Any] = {"documents": documents, "text_column": text_column}
+    if skip_bad:
+        identity["skip_bad"] = True
     return Source(description, identity, read, files, sizes)
 
 
@@ -166,16 +170,22 @@ def _find(spec: Spec) -> list[Path]:
 
 
 def _read_file(
-    path: Path, documents: Division, text_column: str | None, advance: Advance
+    path: Path, documents: Division, text_column: str | None, advance: Advance, skip_bad: bool
 ) -> Iterator[Piece]:
     suffix = path.suffix.lower()
     try:
         if suffix in (".jsonl", ".json"):
-            yield from _documents(_json_rows(path, advance), documents, text_column)
+            rows = _json_rows(path, advance, skip_bad)
+            yield from _documents(rows, documents, text_column, not skip_bad)
         elif suffix == ".parquet":
-            yield from _documents(_parquet_rows(path, text_column, advance), documents, text_column)
+            rows = _parquet_rows(path, text_column, advance)
+            yield from _documents(rows, documents, text_column, not skip_bad)
         else:
-            yield from read_pieces(path, documents, advance)
+            for piece in read_pieces(path, documents, advance):
+                if skip_bad and isinstance(piece, Lines) and piece.tagged:
+                    yield from piece.fitting()
+                else:
+                    yield piece
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())  # pyarrow gives no strerror
         raise UserError(f"{path}: cannot be read ({reason}); check the file") from error
@@ -193,11 +203,15 @@ def _column(names: Sequence[str], text_column: str | None, where: str) -> str:
 
 
 def _documents(
-    rows: Iterator[Row], documents: Division, text_column: str | None, strict: bool = True
+    rows: Iterator[Row | None], documents: Division, text_column: str | None, strict: bool = True
 ) -> Iterator[Document | None]:
     """Yield the documents of `rows`; None for a conversation that does not fit, unless `strict`."""
     tagged: bool | None = False if documents != "auto" else None
-    for row, where in rows:
+    for found in rows:
+        if found is None:
+            yield None
+            continue
+        row, where = found
         value = row[_column(list(row), text_column, where)]
         if value is None or (isinstance(value, str) and not value.strip()):
             yield Document("", None, where)
@@ -245,7 +259,8 @@ def _check_unicode(text: str, where: str) -> None:
         ) from error
 
 
-def _json_rows(path: Path, advance: Advance) -> Iterator[Row]:
+def _json_rows(path: Path, advance: Advance, skip_bad: bool) -> Iterator[Row | None]:
+    """Yield the objects of a file's lines; None for a line that is none, with `skip_bad`."""
     with open(path, "rb") as file:
         for number in itertools.count(1):
             raw = file.readline(_LONGEST_ROW)
@@ -260,20 +275,33 @@ def _json_rows(path: Path, advance: Advance) -> Iterator[Row]:
             if not raw.strip():
                 continue
             try:
-                row = json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                at = f"byte {file.tell() - len(raw) + error.start}"
-                raise UserError(f"{where}: {at} is not UTF-8; convert the file") from error
-            except (ValueError, RecursionError) as error:
-                raise UserError(
-                    f"{where}: not valid JSON ({error}); every line must be one object"
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(
-                    f"{where}: a JSON {type(row).__name__}, not an object; every line must be one "
-                    "object (jq -c '.[]' turns an array into lines)"
-                )
+                row = _json_row(raw, where, file.tell() - len(raw))
+            except UserError:
+                if not skip_bad:
+                    raise
+                yield None
+                continue
             yield row, where
+
+
+def _json_row(raw: bytes, where: str, offset: int) -> dict[str, Any]:
+    """Return the object in a line that begins at byte `offset` of its file."""
+    mend = "mend the line, or leave such lines out with --skip-bad-lines"
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        at = f"byte {offset + error.start}"
+        raise UserError(f"{where}: {at} is not UTF-8; convert the file") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{where}: not valid JSON ({error}); every line must be one object: {mend}"
+        ) from error
+    if not isinstance(row, dict):
+        raise UserError(
+            f"{where}: a JSON {type(row).__name__}, not an object; every line must be one "
+            "object (jq -c '.[]' turns an array into lines)"
+        )
+    return row
 
 
 def _parquet_rows(path: Path, text_column: str | None, advance: Advance) -> Iterator[Row]:

@@ -56,7 +56,8 @@ def export(
 
     With `measure` the result has `rows`, for the original and the export: `bytes` of the model's
     files, greedy `tokens_per_second` on one thread, `bits_per_character` on the text of
-    `data` (default: held-out embedded conversations). `out` appears as a whole or not at all.
+    `data` (default: the run's own held-out text if the folder has it, else built-in conversations;
+    `text` says which). `out` appears as a whole or not at all.
 
     UserError: an unknown form, an `out` that is not empty, no i3 model, missing packages, an export
     that is not like the original.

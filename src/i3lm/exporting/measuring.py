@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from i3lm.data import open_source
+from i3lm.data import Corpus, open_source
 from i3lm.data.conversations import held_out
 from i3lm.data.documents import Document
 from i3lm.errors import UserError
@@ -19,6 +19,7 @@ from i3lm.model.network import I3Network
 from i3lm.onnx_generation import OnnxDecoder, OnnxModel
 from i3lm.scoring import batches, check_window, score_tokens, window_rule
 from i3lm.tokenizer import ChunkTokenizer
+from i3lm.training.heldout import FINAL_TOKENS, first_documents
 
 CONVERSATIONS = 300  # of the default text, about 70,000 characters
 CLOSE = 1e-3  # logits: what float32 sums in another order may differ by, and much more
@@ -86,7 +87,7 @@ def compare(model: Path, exported: Path, to: str, data: Sequence[str | Path]) ->
     Each row: `form`, `bytes`, `tokens_per_second`, `bits_per_character`.
     """
     loaded = load_folder(model)
-    tokens, characters, text = _text(loaded.tokenizer, data)
+    tokens, characters, text = _text(model, loaded.tokenizer, data)
     context, stride = check_window(loaded.network, None, None)
     decoders: list[Callable[[], Any]] = [lambda: Decoder(loaded.network)]
     nats = [score_tokens(loaded.network, tokens)[0]]
@@ -123,14 +124,24 @@ def compare(model: Path, exported: Path, to: str, data: Sequence[str | Path]) ->
     }
 
 
-def _text(tokenizer: ChunkTokenizer, data: Sequence[str | Path]) -> tuple[np.ndarray, int, str]:
-    """Return tokens, the number of characters, and what the text is."""
+def _text(
+    model: Path, tokenizer: ChunkTokenizer, data: Sequence[str | Path]
+) -> tuple[np.ndarray, int, str]:
+    """Return tokens, the number of characters, and what the text is.
+
+    Without `data`, the run's own held-out text, as its card measures it, where the run is there.
+    """
+    corpus = None if data else _own(model, tokenizer)
+    if corpus:
+        taken = first_documents(corpus.held_out, FINAL_TOKENS, tokenizer)
+        text = f"the run's own held-out text ({corpus.manifest['description']})"
+        return taken.tokens, taken.characters, text
     if data:
         source = open_source(list(data))
         documents, text = list(source), source.description
     else:
         documents = [Document(None, m, "held-out") for m in held_out(CONVERSATIONS)]
-        text = f"{CONVERSATIONS} held-out embedded conversations"
+        text = f"{CONVERSATIONS} built-in conversations, the run's own text being not in the folder"
     if not documents:
         raise UserError(f"{text}: no text in it; give a file with text")
     parts = [
@@ -140,6 +151,15 @@ def _text(tokenizer: ChunkTokenizer, data: Sequence[str | Path]) -> tuple[np.nda
         for d in documents
     ]
     return np.concatenate(parts), sum(d.characters for d in documents), text
+
+
+def _own(model: Path, tokenizer: ChunkTokenizer) -> Corpus | None:
+    """Return the run's corpus, if the model folder has one that is sound and its own."""
+    try:
+        corpus = Corpus.open(model / "data")
+    except UserError:
+        return None
+    return corpus if corpus.tokenizer.fingerprint == tokenizer.fingerprint else None
 
 
 def _score_onnx(model: OnnxModel, tokens: np.ndarray, context: int, stride: int) -> float:

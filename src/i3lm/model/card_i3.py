@@ -18,12 +18,11 @@ CITATION = """```bibtex
 }
 ```"""
 
+BUILT_IN_RIGHTS = "license: apache-2.0\nlanguage: en\n"  # of the built-in conversations
 HEADER = """---
 library_name: transformers
 pipeline_tag: text-generation
-license: apache-2.0
-language: en
-tags: [i3, lorpt, low-rank, conversational, i3lm]
+{rights}tags: [i3, lorpt, low-rank, conversational, i3lm]
 ---
 """
 
@@ -56,7 +55,9 @@ def model_card(config: dict[str, Any], parameters: int, run: dict[str, Any] | No
     """Return the card of a model with this config.json, and the figures of its run if there are."""
     name = run["preset"] if run else "i3"
     window = config["max_position_embeddings"]
-    return f"""{HEADER}
+    # Of somebody else's text neither the language nor the terms are known.
+    rights = BUILT_IN_RIGHTS if run and run.get("built_in_text") else ""
+    return f"""{HEADER.format(rights=rights)}
 # {name}
 
 A small conversational language model of {parameters:,} parameters, pretrained from scratch with
@@ -117,7 +118,10 @@ def _training(run: dict[str, Any] | None) -> str:
     ]
     if "held_out_bits_per_character" in run:
         bits = f"{run['held_out_bits_per_character']:.3f} bits per character"
-        rows.append(("held-out text", f"{bits} over {run['held_out_characters']:,} characters"))
+        how = "at the end, in float32 (the curve on the way is of a shorter part)"
+        rows.append(
+            ("held-out text", f"{bits} over {run['held_out_characters']:,} characters {how}")
+        )
     table = "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
     return f"| | |\n|---|---|\n{table}\n\nMade with i3lm {run['i3lm_version']}."
 

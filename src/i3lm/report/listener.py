@@ -17,6 +17,7 @@ from i3lm.training.events import (
     Callback,
     EndRow,
     EvaluationRow,
+    FailureRow,
     Guarded,
     Listener,
     NoteRow,
@@ -25,9 +26,11 @@ from i3lm.training.events import (
     StartRow,
     StepRow,
 )
+from i3lm.training.heldout import FINAL_TOKENS, QUICK_TOKENS
 from i3lm.units import format_bytes, format_duration
 
 NAME = "report.html"
+BEYOND = 1.1  # times the budget of time: more than the last step and the closing figures take
 PARTS = {
     "runtime": "Python, torch, code and caches",
     "weights": "weights",
@@ -48,6 +51,7 @@ class ReportListener(Listener):
         self.plan: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.failed = False
         self.refused = False  # the last time that the page was to be written
         self.facts: TokenFacts | None = None
         self.preparation: float | None = None  # seconds
@@ -81,6 +85,13 @@ class ReportListener(Listener):
         """Keep the last notes."""
         self.notes = [*self.notes[-19:], row["text"]]
 
+    def on_failure(self, row: FailureRow) -> None:
+        """Say why the run ended before its time; `--resume` writes the page anew."""
+        self.failed = True
+        self.notes = [*self.notes[-19:], row["text"]]
+        if self.start:
+            self.write()
+
     def on_end(self, row: EndRow) -> None:
         """Write the last page."""
         self.end = dict(row)
@@ -99,9 +110,13 @@ class ReportListener(Listener):
 
     def render(self) -> bytes:
         """Return the page."""
-        live = not self.end
+        live = not (self.end or self.failed)
         preset = self.start.get("preset", "i3")
-        state = "stopped" if self.end.get("interrupted") else "running" if live else "finished"
+        state = "stopped" if self.end.get("interrupted") else "finished"
+        if live:  # a process that is killed cannot correct it
+            state = "running when this was written"
+        if self.failed:
+            state = "ended without finishing"
         when = time.strftime("%Y-%m-%d %H:%M")
         parameters = f"{self.start.get('parameters', 0):,} parameters"
         subtitle = f"{parameters} · {state} · {when} · i3lm {__version__}"
@@ -135,10 +150,30 @@ class ReportListener(Listener):
         share = 1.0 if self.end and not self.end.get("interrupted") else history.progress
         bar = (
             f'<p><progress max="1" value="{share:.4f}" aria-label="Share of the budget"></progress>'
-            f'<span class="soft">{share:.0%} of {escape(self._budget_words())}</span></p>'
+            f'<span class="soft">{escape(self._spent(share))}</span></p>'
+            f'<p class="soft">{escape(self._measured())}</p>'
         )
         notes = "".join(f"<p>Note: {escape(note)}</p>" for note in self.notes)
         return html.tiles(figures) + bar + notes
+
+    def _spent(self, share: float) -> str:
+        """Say how much of the budget is spent, also of one that was lowered afterwards."""
+        asked, seconds = self._budget_words(), self.history.seconds
+        steps = self.history.last.step if self.history.last else 0
+        beyond = [
+            f"{steps:,} steps" if steps > (self.config.get("steps") or steps) else "",
+            format_duration(seconds)
+            if seconds > BEYOND * (self.config.get("time") or seconds)
+            else "",
+        ]
+        had = " and ".join(filter(None, beyond))
+        return f"has had {had}; asked for in the end: {asked}" if had else f"{share:.0%} of {asked}"
+
+    def _measured(self) -> str:
+        """Say what the figures of held-out text are figures of."""
+        way = f"on the way over its first {QUICK_TOKENS:,} tokens, in the training's precision"
+        end = f"at the end over {FINAL_TOKENS:,}, in float32"
+        return f"Held-out text is measured {way}, and {end}: the closing figure."
 
     def _budget_words(self) -> str:
         words = []

@@ -13,7 +13,8 @@ import torch
 
 from i3lm.chatting import Message, open_chat
 from i3lm.folder import Loaded
-from i3lm.generation import TextStream, stream
+from i3lm.generation import stream
+from i3lm.streaming import TokenText
 
 
 class Busy(Exception):
@@ -157,7 +158,7 @@ class Engine:
             reply.tokens = text.tokens
             reply.finish_reason = "length" if cut or text.finish_reason == "length" else "stop"
 
-    def _open(self, wanted: Wanted, reply: Reply, notify: Callable[[str], None]) -> TextStream:
+    def _open(self, wanted: Wanted, reply: Reply, notify: Callable[[str], None]) -> TokenText:
         settings = {**wanted.sampling, "max_new_tokens": wanted.max_new_tokens, "notify": notify}
         if wanted.messages is None:
             return stream(self.loaded, wanted.prompt, stop=wanted.stop, **settings)

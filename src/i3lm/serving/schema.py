@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from i3lm.chatting import Message
+from i3lm.presets import TEMPERATURE, TOP_P
 
 MESSAGES, PARTS, STOPS, STOP_LENGTH = 1000, 1000, 16, 500  # at most
 DEFAULT_TOKENS = 256
@@ -49,10 +50,10 @@ class Asked(_Body):
         None, description=f"Of the reply; {DEFAULT_TOKENS} without it. The server has a limit."
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0 takes the likeliest token each time. 0.7 without it."
+        None, description=f"0 takes the likeliest token each time. {TEMPERATURE} without it."
     )
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Draw among the likeliest tokens that together reach this. 0.95."
+        None, description=f"Draw among the likeliest tokens that together reach this. {TOP_P}."
     )
     top_k: Annotated[int, Field(ge=1, le=1 << 31)] | None = Field(
         None, description="Draw among this many likeliest tokens (not in OpenAI's API)."
@@ -83,8 +84,8 @@ class Asked(_Body):
     def sampling(self) -> dict[str, Any]:
         """Settings for `i3lm.chat` and `i3lm.generation.stream`."""
         return {
-            "temperature": 0.7 if self.temperature is None else self.temperature,
-            "top_p": 0.95 if self.top_p is None else max(self.top_p, 1e-6),
+            "temperature": TEMPERATURE if self.temperature is None else self.temperature,
+            "top_p": TOP_P if self.top_p is None else max(self.top_p, 1e-6),
             "top_k": self.top_k,
             "seed": self.seed,
         }

@@ -199,6 +199,15 @@ class _Protocol(H11Protocol):
         elif self._timer is None:
             self._limit(HEAD_SECONDS)
 
+    def eof_received(self) -> None:
+        """Count a client that says no more as gone: its connection closes with what is written."""
+        super().eof_received()
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self.flow.resume_writing()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._limit(SEND_SECONDS)

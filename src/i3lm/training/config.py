@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from i3lm.data.documents import DIVISIONS, Division
 from i3lm.errors import UserError, did_you_mean
@@ -14,6 +15,7 @@ from i3lm.memory import STATES
 from i3lm.presets import DEFAULT_PRESET, MIN_CHUNK_COUNT, Architecture, find_preset
 
 DEFAULT_SECONDS = 600.0
+BATCH_TOKENS = 1024
 CHECKPOINTING = ("none", "selective", "full")
 STATE_BITS = (32, 8, 4)
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -25,6 +27,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 OPEN = ("gradient_checkpointing",)  # None: as memory allows
 # Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
 SMALLEST_VOCABULARY = 6 + 256 + 96
+
+
+# What a run keeps from its start: its text and tokens, its sizes, what its checkpoints hold.
+KEPT = (
+    *("preset", "vocab_size", "context", "lowercase", "documents", "text_column", "split"),
+    *("skip_bad_lines", "optimizer", "weight_bits", "qat_bits"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class TrainConfig:
     preset: str = DEFAULT_PRESET
     vocab_size: int | None = None  # rows of the model; None: the preset's
     context: int | None = None  # tokens; None: the preset's window
-    batch_tokens: int = 1024  # tokens of one optimizer step
+    batch_tokens: int = BATCH_TOKENS  # tokens of one optimizer step
     microbatch: int | None = None  # sequences at once; None: about 1,024 tokens
     optimizer: str = "muon"
     state_bits: int | None = None  # of a number in the optimizer's states; None: as memory allows
@@ -73,8 +82,11 @@ class TrainConfig:
     split: str = "train"
     documents: Division = "auto"
     lowercase: bool = False
+    skip_bad_lines: bool = False  # leave out, and count, lines that are no rows or conversations
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _require_type(field.name, getattr(self, field.name), field.type)
         positive = (
             "vocab_size",
             "context",
@@ -86,7 +98,7 @@ class TrainConfig:
         )
         for name in (*positive, "threads", "clip"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed} does not fit 64 bits; choose a smaller one")
@@ -134,6 +146,19 @@ class TrainConfig:
             sizes, vocab_size=rows, max_position_embeddings=positions, used_vocab_size=used
         )
 
+    def require_kept(self, run: "TrainConfig") -> None:
+        """Raise UserError where this differs from the run that goes on in what a run keeps."""
+        for name in KEPT:
+            old, new = getattr(run, name), getattr(self, name)
+            if old == new:
+                continue
+            option = f"--{name.replace('_', '-')}"
+            had = "was begun without it" if old in (None, False) else f"has {old}"
+            raise UserError(
+                f"{option} {new}: a run keeps this, and {self.out} {had}; leave {option} away, "
+                "or start another run with --out"
+            )
+
     def to_json(self) -> str:
         """Return the configuration as JSON text, with a checksum that `load` holds."""
         values = dataclasses.asdict(self)
@@ -152,12 +177,40 @@ class TrainConfig:
             values["data"] = tuple(values["data"])
             return cls(**values)
         except FileNotFoundError:
-            raise UserError(f"{folder} holds no run; start one with --out {folder}") from None
+            what = "it has no run.json" if folder.is_dir() else "there is no such folder"
+            raise UserError(
+                f"{folder} holds no run ({what}); name the folder that i3lm train wrote"
+            ) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{path} is damaged ({error}); restore it or start anew (flags of --resume change "
                 "a setting, not this file)"
             ) from None
+
+
+_SHOWN = {
+    int: "a whole number, such as 10",
+    float: "a number, such as 0.5",
+    bool: "True or False",
+    Every: "steps, such as 500, or a time, such as '2m'",
+    tuple: "names of files, folders or a dataset",
+}
+
+
+def _require_type(name: str, value: Any, wanted: Any) -> None:
+    """Raise UserError unless a setting's value is of the type that its field has."""
+    if get_origin(wanted) is Literal:
+        wanted = str  # CHOICES has the words
+    kinds = tuple(get_origin(kind) or kind for kind in get_args(wanted) or (wanted,))
+    if wanted == tuple[str, ...]:
+        fits = isinstance(value, tuple) and all(isinstance(item, str) for item in value)
+    elif isinstance(value, bool):
+        fits = bool in kinds
+    else:
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    if not fits:
+        shown = next((text for kind, text in _SHOWN.items() if kind in kinds), "a text")
+        raise UserError(f"{name} is {value!r} ({type(value).__name__}); give {shown}")
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ a method for each event.
 | `evaluation` | `EvaluationRow` | after each look at held-out text |
 | `checkpoint` | `CheckpointRow` | after each checkpoint |
 | `note` | `NoteRow` | something the user should know |
+| `failure` | `FailureRow` | where a run ends by an error, which is raised next |
 | `end` | `EndRow` | at the end, also of a run that was stopped |
 """
 
@@ -98,6 +99,12 @@ class NoteRow(TypedDict):
     text: str
 
 
+class FailureRow(TypedDict):
+    """Why a run ends before its time."""
+
+    text: str
+
+
 class EndRow(TypedDict):
     """The figures of the model card, and whether the run was stopped early.
 
@@ -107,6 +114,7 @@ class EndRow(TypedDict):
     preset: str
     parameters: int
     data: str
+    built_in_text: bool  # it learnt from the built-in conversations
     steps: int
     tokens: int
     minutes: float
@@ -150,6 +158,9 @@ class Listener:
 
     def on_note(self, row: NoteRow) -> None:
         """There is something to say."""
+
+    def on_failure(self, row: FailureRow) -> None:
+        """The run ends by an error, which comes next."""
 
     def on_end(self, row: EndRow) -> None:
         """The run is over."""

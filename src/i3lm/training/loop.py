@@ -27,7 +27,7 @@ from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.stopwatch import Stopwatch
-from i3lm.units import format_bytes
+from i3lm.units import format_bytes, format_duration
 
 CHECKPOINT_SECONDS = 60.0
 NO_MEMORY = "the system gives no more memory"
@@ -35,6 +35,8 @@ EVALUATIONS = 10  # of a run
 RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
 MICROBATCH_TOKENS = 1024
+SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
+STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -126,6 +128,13 @@ class Trainer:
         if self.config.seconds:
             shares.append(self.seconds / self.config.seconds)
         return min(1.0, max(shares))
+
+    @property
+    def spent(self) -> bool:
+        """Whether the budget was spent before this start."""
+        steps, seconds = self.config.steps, self.config.seconds
+        counters = self.counters
+        return bool((steps and counters.step >= steps) or (seconds and counters.seconds >= seconds))
 
     def train(self) -> Iterator[dict]:
         """Train until the budget is spent; yield a row of figures after each step.
@@ -274,8 +283,12 @@ class Trainer:
         total = torch.zeros(())
         count = self.sequences * self.context
         first = self.counters.step * self.sequences
+        began: list[float] = []
         for begin in range(0, self.sequences, self.microbatch):
             self.heed_signals()
+            if self.counters.step == 0:
+                began.append(time.monotonic())
+                self._require_time(began)
             size = min(self.microbatch, self.sequences - begin)
             rows = self.loader.windows(first + begin, size)
             self._require_tokens(rows, first + begin)
@@ -285,6 +298,26 @@ class Trainer:
             loss.backward()
             total += loss.detach().cpu()
         return float(total)
+
+    def _require_time(self, began: list[float]) -> None:
+        """Refuse a first step that would take longer than the whole run; `began`: microbatches.
+
+        The first of them, which loads code, does not count, nor do the first seconds.
+        """
+        if self.config.seconds is None or len(began) < 3 or began[-1] - began[0] < SURE_SECONDS:
+            return
+        each = (began[-1] - began[1]) / (len(began) - 2)
+        whole = each * self.sequences / self.microbatch
+        if whole > self.config.seconds:
+            most = (
+                int(self.config.seconds / each) * self.microbatch * self.context // STEPS_AT_LEAST
+            )
+            limit = format_duration(self.config.seconds)
+            raise UserError(
+                f"--batch-tokens {self.config.batch_tokens:,}: a step would take about "
+                f"{format_duration(whole)}, and --time is {limit}; name "
+                f"{max(self.context, most):,} or fewer"
+            )
 
     def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
         """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from i3lm.errors import UserError
-from i3lm.memory import Choice, Estimate, Wanted, plan
-from i3lm.presets import Architecture
+from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
+from i3lm.presets import Architecture, find_preset
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import (
     choose_device,
@@ -17,6 +17,7 @@ from i3lm.training.hardware import (
 )
 from i3lm.units import format_bytes
 
+THREADS_PER_CORE = 4  # more only wait for each other
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -82,6 +83,16 @@ def free_bytes() -> int | None:
     return min(free, total - resident_bytes()[0], _address_space_left())
 
 
+def require_machine(config: TrainConfig) -> None:
+    """Raise UserError for more threads than can be of use here."""
+    cores = os.cpu_count() or 1
+    if config.threads is not None and config.threads > THREADS_PER_CORE * cores:
+        raise UserError(
+            f"--threads {config.threads:,} is more than {THREADS_PER_CORE} for each of this "
+            f"machine's {cores} cores; name {cores} or fewer"
+        )
+
+
 def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
     """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
 
@@ -114,7 +125,16 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         rounded=config.qat_bits is not None,
         return_memory=config.return_memory,
     )
-    choice, cost = plan(sizes, wanted, limit, runtime)
+    try:
+        choice, cost = plan(sizes, wanted, limit, runtime)
+    except TooLittle as error:
+        usual = find_preset(config.preset).architecture.max_position_embeddings
+        if context <= usual:
+            raise
+        raise UserError(
+            f"--context {context:,} takes at least {format_bytes(error.least)} of memory, and "
+            f"{format_bytes(limit)} may be taken; name fewer tokens (the preset has {usual})"
+        ) from None
     if choice.return_memory:
         return_freed_memory()
     return filled(config, choice), cost
@@ -134,6 +154,7 @@ def filled(config: TrainConfig, choice: Choice) -> TrainConfig:
 def preview(settings: dict) -> dict:
     """Return what `plan_run` would choose for `TrainConfig` fields, and the bytes of each part."""
     config = TrainConfig(**settings)
+    require_machine(config)
     precision = choose_precision(config.precision, choose_device(config.device))
     config = dataclasses.replace(config, precision=precision)
     sizes = config.architecture()

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from i3lm import __version__
-from i3lm.data import Corpus, open_source, prepare
+from i3lm.data import Corpus
 from i3lm.data.packing import FILES
 from i3lm.errors import UserError
 from i3lm.files import PART, remove_parts, write_atomic, writing_to
@@ -20,6 +20,7 @@ from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
+from i3lm.report.listener import NAME as REPORT
 from i3lm.report.listener import with_report
 from i3lm.scoring import score_tokens
 from i3lm.tokenizer import EOS, INST
@@ -36,7 +37,9 @@ from i3lm.training.heldout import (
 from i3lm.training.lock import NAME as LOCK
 from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
-from i3lm.training.planning import plan_run
+from i3lm.training.planning import plan_run, require_machine
+from i3lm.training.text import begun_as, open_text, require_enough
+from i3lm.units import format_duration
 
 SAMPLE_TOKENS = 48
 
@@ -77,23 +80,38 @@ def train(
                 remove_parts(run)
                 return _train(config, run, resume, tell)
         except UserError:
+            if not (resume or list_checkpoints(run)):  # nothing that could go on
+                for name in ("run.json", "metrics.jsonl", REPORT):
+                    (run / name).unlink(missing_ok=True)
             _drop_empty(run)
             raise
 
 
 def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
     tell = with_report(run, tell)
+    try:
+        return _prepare_and_run(config, run, resume, tell)
+    except BaseException as error:
+        with contextlib.suppress(Exception):  # it may have come from a listener
+            reason = " ".join(str(error).split()) or type(error).__name__
+            tell("failure", {"text": f"the run ended without finishing: {reason[:300]}"})
+        raise
+
+
+def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
     device = choose_device(config.device)
+    require_machine(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=precision)
+    begun = begun_as(config, run, tell) if resume else None
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     if device.type == "cpu":
         plan_run(config, sizes)
-    corpus = _corpus(config, resume, tell)
+    corpus = open_text(config, begun, tell)
     architecture = config.architecture(len(corpus.tokenizer))
-    corpus.require(architecture.max_position_embeddings)
+    require_enough(corpus, config, architecture.max_position_embeddings)
     if device.type == "cpu":
         config, cost = plan_run(config, architecture)
         tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
@@ -105,6 +123,9 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         if resume:
             for note in trainer.resume():
                 tell("note", {"text": note})
+            if trainer.spent:
+                text = "nothing is left to train; give more than it has had with --time or --steps"
+                tell("note", {"text": f"{_had(trainer)}: {text}"})
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
@@ -202,7 +223,11 @@ def _check_folder(run: Path, resume: bool) -> None:
     if resume:
         begun = (run / "run.json").exists() and not (run / "model.safetensors").exists()
         if not list_checkpoints(run) and not begun:
-            raise UserError(f"{run} holds no checkpoint to resume; start a run with --out {run}")
+            what = "its checkpoints/ is empty" if (run / "run.json").exists() else "no run.json"
+            raise UserError(
+                f"{run} holds no run that can go on ({what}); name another folder, or start a run "
+                "with another --out"
+            )
         return
     if run.exists() and not run.is_dir():
         raise UserError(f"{run} is a file; choose a folder with --out")
@@ -248,25 +273,9 @@ def _drop_empty(run: Path) -> None:
             run.rmdir()
 
 
-def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
-    """Prepare the text, or open it; what a refused run has left of another text gives way."""
-    size, least = config.vocabulary
-    source = open_source(
-        list(config.data) or None,
-        text_column=config.text_column,
-        split=config.split,
-        documents=config.documents,
-    )
-    return prepare(
-        source,
-        Path(config.out) / "data",
-        vocab_size=size,
-        min_chunk_count=least,
-        lowercase=config.lowercase,
-        rebuild=False if resume else "if changed",
-        threads=config.threads,
-        progress=lambda stage, share: tell("prepare", {"stage": stage, "share": share}),
-    )
+def _had(trainer: Trainer) -> str:
+    counters = trainer.counters
+    return f"the run has had {counters.step:,} steps in {format_duration(counters.seconds)}"
 
 
 def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
@@ -312,6 +321,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "preset": config.preset,
         "parameters": trainer.network.config.parameters,
         "data": corpus.manifest["description"],
+        "built_in_text": "embedded" in corpus.manifest["source"],
         "vocabulary": len(corpus.tokenizer),
         "context": trainer.context,
         "steps": counters.step,

@@ -43,6 +43,7 @@ class Settings(TypedDict, total=False):
     split: str | None
     documents: Division | None
     lowercase: bool | None
+    skip_bad_lines: bool | None
 
 
 def configure(**settings: Unpack[Settings]) -> TrainConfig:
@@ -72,23 +73,25 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
     if "data" in fields:
         data = fields["data"]
         data = [data] if isinstance(data, str | Path) else data
+        if not isinstance(data, Sequence) or not all(isinstance(x, str | Path) for x in data):
+            raise UserError(
+                f"data is {data!r}; give the name of a file, a folder or a dataset, or a list"
+            )
         fields["data"] = tuple(str(item) for item in data)
-    if "out" in fields:
+    if isinstance(fields.get("out"), Path):
         fields["out"] = str(fields["out"])
     if isinstance(fields.get("time"), str):
         fields["time"] = parse_duration(fields["time"])
     if isinstance(fields.get("memory"), str):
         fields["memory"] = parse_size(fields["memory"])
     for name in ("checkpoint_every", "eval_every"):
-        if name in fields:
+        if isinstance(fields.get(name), int | str) and not isinstance(fields[name], bool):
             fields[name] = _every(fields[name])
     return fields
 
 
-def _every(value: Every | int | str) -> Every:
+def _every(value: int | str) -> Every:
     """Return `500` as steps, `2m` as a time."""
-    if isinstance(value, Every):
-        return value
     text = str(value)
     if text.isascii() and text.isdigit():
         return Every(steps=int(text))
