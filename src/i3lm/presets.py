@@ -138,21 +138,21 @@ PRESETS: dict[str, Preset] = {
             rank=128,
         ),
         2048,
-        "a few minutes on a laptop: the size of `make demo`",
+        "minutes on a laptop: the size of `make demo`",
     ),
     "i3-small": Preset(
         Architecture(
             vocab_size=4096,
             hidden_size=384,
-            num_hidden_layers=8,
-            num_attention_heads=6,
+            num_hidden_layers=4,
+            num_attention_heads=3,
             intermediate_size=1536,
-            rank=48,
+            rank=192,
         ),
         4096,
-        "half an hour on a laptop",
+        "an hour on a laptop",
     ),
-    "i3-12m": Preset(Architecture(), 4466, "the published 12M model, the default"),
+    "i3-12m": Preset(Architecture(), 4466, "the published 12M model"),
     "i3-22m": Preset(Architecture(num_hidden_layers=24), 4466, "the published 22M model"),
 }
 DEFAULT_PRESET = "i3-12m"

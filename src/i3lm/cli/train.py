@@ -40,7 +40,7 @@ GROUPS = {
 @click.option("--resume", metavar="DIR", type=click.Path(), help="Go on with the run in DIR")
 @click.option(
     "--preset", metavar="NAME", shell_complete=words(preset_names),
-    help="Size: i3lm info lists them  [default: i3-12m]",
+    help="Size: i3lm info lists them  [default: by the time]",
 )  # fmt: skip
 @click.option("--time", metavar="TIME", help="Train for 90s, 10m, 1h30m  [default: 10m]")
 @click.option("--steps", metavar="N", type=int, help="Train for N optimizer steps")

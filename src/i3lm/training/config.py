@@ -12,7 +12,7 @@ from i3lm.data.documents import DIVISIONS, Division
 from i3lm.errors import UserError, did_you_mean
 from i3lm.files import read_small
 from i3lm.memory import STATES
-from i3lm.presets import DEFAULT_PRESET, MIN_CHUNK_COUNT, Architecture, find_preset
+from i3lm.presets import DEFAULT_PRESET, MIN_CHUNK_COUNT, Architecture, Preset, find_preset
 
 DEFAULT_SECONDS = 600.0
 BATCH_TOKENS = 1024
@@ -55,7 +55,7 @@ class TrainConfig:
 
     out: str = "run"
     data: tuple[str, ...] = ()  # files, folders, globs or a datasets name; none: embedded default
-    preset: str = DEFAULT_PRESET
+    preset: str | None = None  # None: as the budget asks (training/budget.py)
     vocab_size: int | None = None  # rows of the model; None: the preset's
     context: int | None = None  # tokens; None: the preset's window
     batch_tokens: int = BATCH_TOKENS  # tokens of one optimizer step
@@ -121,7 +121,8 @@ class TrainConfig:
                 f"--vocab-size {self.vocab_size} is too small; it must be at least "
                 f"{SMALLEST_VOCABULARY} (special tokens, bytes and plain characters)"
             )
-        find_preset(self.preset)
+        if self.preset is not None:
+            find_preset(self.preset)
 
     @property
     def seconds(self) -> float | None:
@@ -133,11 +134,15 @@ class TrainConfig:
         """The vocabulary's size, and how often a chunk must come up: a size asked for is filled."""
         if self.vocab_size:
             return self.vocab_size, 1
-        return find_preset(self.preset).tokenizer_size, MIN_CHUNK_COUNT
+        return self._preset.tokenizer_size, MIN_CHUNK_COUNT
+
+    @property
+    def _preset(self) -> Preset:
+        return find_preset(self.preset or DEFAULT_PRESET)
 
     def architecture(self, tokens: int | None = None) -> Architecture:
         """Return the model's sizes for a tokenizer of `tokens` tokens."""
-        preset = find_preset(self.preset)
+        preset = self._preset
         sizes = preset.architecture
         rows = self.vocab_size or max(sizes.vocab_size, preset.tokenizer_size)
         used = None if tokens is None or tokens == rows else tokens

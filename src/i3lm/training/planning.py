@@ -7,7 +7,7 @@ from pathlib import Path
 
 from i3lm.errors import UserError
 from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
-from i3lm.presets import Architecture, find_preset
+from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import (
     choose_device,
@@ -128,7 +128,7 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
     try:
         choice, cost = plan(sizes, wanted, limit, runtime)
     except TooLittle as error:
-        usual = find_preset(config.preset).architecture.max_position_embeddings
+        usual = find_preset(config.preset or DEFAULT_PRESET).architecture.max_position_embeddings
         if context <= usual:
             raise
         raise UserError(

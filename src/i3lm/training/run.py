@@ -24,6 +24,7 @@ from i3lm.report.listener import NAME as REPORT
 from i3lm.report.listener import with_report
 from i3lm.scoring import score_tokens
 from i3lm.tokenizer import EOS, INST
+from i3lm.training.budget import choose_preset
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
@@ -106,6 +107,9 @@ def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listene
     precision = choose_precision(config.precision, device)
     config = dataclasses.replace(config, precision=precision)
     begun = begun_as(config, run, tell) if resume else None
+    config, why = choose_preset(config)
+    if why:
+        tell("note", {"text": why})
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     if device.type == "cpu":
         plan_run(config, sizes)
