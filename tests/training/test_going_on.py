@@ -256,3 +256,20 @@ def test_folders_that_are_no_run(tmp_path):
         assert "--out" not in str(caught.value)
     with pytest.raises(UserError, match=r"no such folder and no preset.*name a model folder"):
         i3lm.info("nope")
+
+
+def test_a_run_that_is_found_late_is_left_alone(small_config, monkeypatch):
+    """Another run took the folder between the first look at it and the lock."""
+    from i3lm.training import run as module
+
+    config = small_config()
+    looked = module._check_folder
+
+    def look(run, resume):
+        looked(run, resume)
+        (run / "run.json").write_text("another's")
+
+    monkeypatch.setattr(module, "_check_folder", look)
+    with pytest.raises(UserError, match="holds another run"):
+        train(config)
+    assert (Path(config.out) / "run.json").read_text() == "another's"
