@@ -13,6 +13,8 @@ from export_helpers import WINDOW
 
 from i3lm import evaluate, generation, onnx_generation
 from i3lm.__main__ import main
+from i3lm.chatting import OnnxChat
+from i3lm.data import open_source, prepare
 from i3lm.errors import UserError
 from i3lm.exporting import measuring
 from i3lm.onnx_generation import OnnxDecoder, OnnxModel
@@ -166,3 +168,36 @@ def test_without_onnxruntime_a_line_says_so(onnx_result, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"pip install 'i3lm\[export\]'"):
         OnnxModel(onnx_result["folder"])
+
+
+def test_the_command_line_talks(onnx_result, capsys):
+    arguments = ["--temperature", "0", "--max-new-tokens", "8", "--json"]
+    assert main(["chat", onnx_result["folder"], "-p", "Hello", *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    talk = OnnxChat(onnx_result["folder"], temperature=0, max_new_tokens=8)
+    assert result["reply"] == "".join(talk.reply("Hello")).strip()
+    messages = [{"role": "user", "content": "Hello"}]
+    settings = {"temperature": 0, "max_new_tokens": 8}
+    wanted = onnx_generation.generate(onnx_result["folder"], messages, **settings)
+    assert result["reply"] == wanted.strip()
+    if talk.messages[1:]:
+        talk.system = "Be kind."
+        assert isinstance("".join(talk.reply("And now? " * 40)), str)  # past the window
+
+
+def test_a_run_is_compared_on_its_own_held_out_text(folder, loaded, text, tmp_path):
+    from i3lm.exporting.measuring import _text
+
+    assert "not in the folder" in _text(folder, loaded.tokenizer, [])[2]
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    lines = "".join(f"the cat sat on mat {i % 97}\n" for i in range(900))
+    (tmp_path / "own.txt").write_text(lines)
+    source = open_source(tmp_path / "own.txt")
+    corpus = prepare(source, copy / "data", tokenizer=loaded.tokenizer, threads=1)
+    tokens, characters, told = _text(copy, loaded.tokenizer, [])
+    assert told.startswith("the run's own held-out text (")
+    assert "own.txt" in told
+    assert np.array_equal(tokens, corpus.held_out)
+    assert characters == corpus.held_out_characters
+    assert _text(copy, loaded.tokenizer, [text])[2] == str(text)

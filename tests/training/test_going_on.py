@@ -2,16 +2,21 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from run_helpers import weights
 
+import i3lm
 from i3lm.data.packing import _write_manifest
 from i3lm.errors import UserError
-from i3lm.training.config import TrainConfig
+from i3lm.model.card_i3 import model_card
+from i3lm.training.config import Every, TrainConfig
 from i3lm.training.run import train
+from i3lm.training.settings import configure
 
 
 def notes_of(config: TrainConfig) -> list[str]:
@@ -113,3 +118,158 @@ def test_another_precision_is_converted_and_said(another):
 
 def test_a_budget_that_is_spent_is_said(begun):
     assert any(note.startswith("the run has had 2 steps") for note in notes_of(begun))
+
+
+# ---- what is too much, what is of the wrong type
+
+
+def test_more_than_the_machine_or_the_text_has(small_config, monkeypatch):
+    from i3lm.training import loop
+
+    def refused(**changes) -> str:
+        with pytest.raises(UserError) as caught:
+            train(small_config(**changes))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert f"{os.cpu_count()} cores" in refused(threads=99_999)
+    told = refused(batch_tokens=1_000_000_000)
+    assert re.search(r"there is to train on, [\d,]+ tokens", told)
+    assert "--context 1,000,000,000" in refused(context=1_000_000_000)
+    monkeypatch.setattr(loop, "SURE_SECONDS", 0.0)
+    slow = {"batch_tokens": 8192, "steps": None, "time": 1e-3}
+    told = refused(**slow)
+    assert "a step would take about" in told
+    assert "--time" in told
+    least = int(re.search(r"name ([\d,]+) or fewer", told)[1].replace(",", ""))
+    assert least < 8192
+    # Nothing of it stands in the way of the next try.
+    assert train(small_config(steps=1)).figures["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "10"), ("steps", 2.5), ("lr", "fast"), ("batch_tokens", [1]), ("seed", "x"),
+        ("lowercase", "yes"), ("lowercase", 1), ("preset", 3), ("precision", 32), ("threads", True),
+        ("data", 7), ("data", [3]), ("out", 9), ("time", [1]), ("memory", 1.5), ("documents", 4),
+        ("eval_every", [2]), ("eval_every", True), ("time", float("nan")), ("time", float("inf")),
+    ],
+)  # fmt: skip
+def test_settings_of_a_wrong_type_are_one_line(tmp_path, name, value):
+    with pytest.raises(UserError, match=name) as caught:
+        i3lm.train(**{"out": tmp_path / "run", name: value})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_a_right_type_pass(tmp_path):
+    settings = configure(
+        out=tmp_path, data=[tmp_path, "x.txt"], steps=3, lr=1, time=90, clip=1, eval_every="2m"
+    )
+    assert settings.data == (str(tmp_path), "x.txt")
+    assert (settings.lr, settings.time, settings.eval_every) == (1, 90, Every(seconds=120.0))
+
+
+# ---- lines that are none
+
+
+def test_bad_lines_are_left_out_where_this_is_asked_and_counted(small_config, tmp_path, text_file):
+    bad = tmp_path / "bad.txt"
+    lines = text_file.read_text().splitlines()
+    bad.write_text("\n".join([*lines[:50], "[INST] no reply", *lines[50:], "nonsense", ""]))
+    with pytest.raises(UserError, match=r"bad\.txt:51: .* reply.* missing.*--skip-bad-lines"):
+        train(small_config(data=(str(bad),)))
+    notes: list[str] = []
+    run = train(
+        small_config(data=(str(bad),), skip_bad_lines=True, steps=1),
+        listener=lambda event, row: notes.append(row["text"]) if event == "note" else None,
+    ).folder
+    assert [note for note in notes if note.startswith("2 lines or rows")]
+    whole = train(small_config(out=str(tmp_path / "whole"), steps=1)).folder
+    for name in ("train.bin", "held_out.bin"):
+        assert (run / "data" / name).read_bytes() == (whole / "data" / name).read_bytes()
+
+
+# ---- what the report says
+
+
+def report(run: str) -> str:
+    return (Path(run) / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_that_breaks_off_says_so_until_it_goes_on(small_config):
+    def listener(event, row):
+        if event == "step" and row["step"] == 3:
+            assert "running when this was written" in report(config.out)
+            raise RuntimeError("a <defect>")
+
+    config = small_config(steps=4, eval_every=Every(steps=1), checkpoint_every=Every(steps=1))
+    with pytest.raises(RuntimeError):
+        train(config, listener=listener)
+    page = report(config.out)
+    assert "ended without finishing: a &lt;defect&gt;" in page
+    assert "running" not in page.partition("<main>")[0].rpartition("<header>")[2]
+    assert '"live":false' in page
+    train(TrainConfig.load(Path(config.out)), resume=True)
+    assert "finished" in report(config.out)
+    assert "ended without" not in report(config.out)
+
+
+def test_a_budget_that_was_lowered_is_not_called_spent_to_the_percent(small_config):
+    config = small_config(steps=None, time=1.0)
+    train(config)
+    train(dataclasses.replace(TrainConfig.load(Path(config.out)), time=0.2), resume=True)
+    page = report(config.out)
+    assert "100% of" not in page
+    assert "has had 1s; asked for in the end: 0s" in page
+    assert "16,384 tokens" in page  # what the two figures of held-out text are
+    assert "65,536" in page
+
+
+# ---- the card
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_terms_and_language_stand_only_on_the_card_of_built_in_text(begun, built_in):
+    card = (Path(begun.out) / "README.md").read_text()
+    assert "license:" not in card
+    assert "language:" not in card
+    assert "in float32 (the curve on the way is of a shorter part)" in card
+    figures = {"preset": "i3-tiny", "built_in_text": built_in}
+    figures |= dict.fromkeys(("data", "i3lm_version", "optimizer", "precision"), "x")
+    figures |= dict.fromkeys(
+        ("vocabulary", "steps", "tokens", "epochs", "minutes", "threads", "tokens_per_second"), 1
+    )
+    figures |= {"peak_memory_bytes": 1, "seed": 1}
+    config = json.loads((Path(begun.out) / "config.json").read_text())
+    head = model_card(config, 1, figures).split("---")[1]
+    assert ("license: apache-2.0\nlanguage: en\n" in head) == built_in
+
+
+def test_folders_that_are_no_run(tmp_path):
+    for folder, what in ((tmp_path, "no run.json"), (tmp_path / "absent", "no such folder")):
+        with pytest.raises(
+            UserError, match=rf"holds no run \(.*{what}\); name the folder"
+        ) as caught:
+            i3lm.resume(folder)
+        assert "--out" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no such folder and no preset.*name a model folder"):
+        i3lm.info("nope")
+
+
+def test_a_run_that_is_found_late_is_left_alone(small_config, monkeypatch):
+    """Another run took the folder between the first look at it and the lock."""
+    from i3lm.training import run as module
+
+    config = small_config()
+    looked = module._check_folder
+
+    def look(run, resume):
+        looked(run, resume)
+        (run / "run.json").write_text("another's")
+
+    monkeypatch.setattr(module, "_check_folder", look)
+    with pytest.raises(UserError, match="holds another run"):
+        train(config)
+    assert (Path(config.out) / "run.json").read_text() == "another's"

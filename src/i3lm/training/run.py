@@ -75,13 +75,15 @@ def train(
     with lock_folder(run) as warning:
         if warning:
             tell("note", {"text": warning})
+        ours = False  # what lies in the folder
         try:
             _check_folder(run, resume)  # again: another run may have ended meanwhile
+            ours = not resume
             with writing_to(run):
                 remove_parts(run)
                 return _train(config, run, resume, tell)
         except UserError:
-            if not (resume or list_checkpoints(run)):  # nothing that could go on
+            if ours and not list_checkpoints(run):  # nothing that could go on
                 for name in ("run.json", "metrics.jsonl", REPORT):
                     (run / name).unlink(missing_ok=True)
             _drop_empty(run)
