@@ -73,6 +73,8 @@ class TrainConfig:
     split: str = "train"
     documents: Division = "auto"
     lowercase: bool = False
+    stream: int | None = None  # bytes of tokens on disk at a time; None: all of them
+    compile: bool | None = None  # the layers, by torch.compile; None: on CUDA
 
     def __post_init__(self) -> None:
         positive = (
@@ -83,6 +85,7 @@ class TrainConfig:
             "steps",
             "time",
             "memory",
+            "stream",
         )
         for name in (*positive, "threads", "clip"):
             value = getattr(self, name)

@@ -11,11 +11,11 @@ from types import FrameType
 import numpy as np
 import torch
 
-from i3lm.data import Corpus, Loader
+from i3lm.data import Corpus
+from i3lm.data.streaming import SourceLost
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
-from i3lm.tokenizer import BOS
 from i3lm.training.checkpoint import (
     Counters,
     list_checkpoints,
@@ -87,7 +87,9 @@ class Trainer:
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)
-        self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
+        self.loader = corpus.loader(
+            self.context, self.sequences, config.seed, wait=self.heed_signals
+        )
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
         self._peak = 0  # bytes that were seen and answered
@@ -111,6 +113,7 @@ class Trainer:
         """End what runs beside the training, and close its file."""
         self.stopwatch.stop()
         self.metrics.close()
+        self.loader.close()
 
     @property
     def seconds(self) -> float:
@@ -152,6 +155,9 @@ class Trainer:
             except Torn:
                 yield {"note": self._mend()}
                 continue
+            except SourceLost:
+                self.save()
+                raise
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -310,9 +316,11 @@ class Trainer:
     def _require_sound_weights(self) -> None:
         """Refuse weights that the last update has ruined: the next step would only then find out,
         and go back to them."""
-        first = self.counters.step * self.sequences
+        if self.counters.step == 0:
+            return
+        newest = self.counters.step * self.sequences - 1  # at hand, where the next may not be
         inputs, targets = (
-            torch.from_numpy(rows).to(self.device) for rows in self.loader.windows(first, 1)
+            torch.from_numpy(rows).to(self.device) for rows in self.loader.windows(newest, 1)
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = float(self.network.loss(inputs, targets)) / self.context

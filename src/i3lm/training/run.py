@@ -6,6 +6,7 @@ import errno
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from i3lm import __version__
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.data.packing import FILES
+from i3lm.data.streaming import prepare_stream
 from i3lm.errors import UserError
 from i3lm.files import PART, remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
@@ -258,7 +260,8 @@ def _corpus(config: TrainConfig, resume: bool, tell: Listener) -> Corpus:
         split=config.split,
         documents=config.documents,
     )
-    return prepare(
+    make = prepare if config.stream is None else partial(prepare_stream, config.stream)
+    return make(
         source,
         Path(config.out) / "data",
         vocab_size=config.vocab_size or preset.tokenizer_size,
@@ -316,7 +319,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "context": trainer.context,
         "steps": counters.step,
         "tokens": counters.tokens,
-        "epochs": counters.tokens / len(corpus.train),
+        "epochs": corpus.epochs(counters.tokens),
         "minutes": trainer.seconds / 60,
         "tokens_per_second": counters.tokens / max(trainer.seconds, 1e-9),
         "optimizer": config.optimizer,

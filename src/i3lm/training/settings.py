@@ -43,6 +43,8 @@ class Settings(TypedDict, total=False):
     split: str | None
     documents: Division | None
     lowercase: bool | None
+    stream: int | str | None  # bytes, or "128MB"
+    compile: bool | None
 
 
 def configure(**settings: Unpack[Settings]) -> TrainConfig:
@@ -77,8 +79,9 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["out"] = str(fields["out"])
     if isinstance(fields.get("time"), str):
         fields["time"] = parse_duration(fields["time"])
-    if isinstance(fields.get("memory"), str):
-        fields["memory"] = parse_size(fields["memory"])
+    for name in ("memory", "stream"):
+        if isinstance(fields.get(name), str):
+            fields[name] = parse_size(fields[name])
     for name in ("checkpoint_every", "eval_every"):
         if name in fields:
             fields[name] = _every(fields[name])
