@@ -71,6 +71,11 @@ class I3Backbone(nn.Module):
         for layer in self.layers:
             layer.checkpointing = mode  # type: ignore[assignment]
 
+    def compile_layers(self, **options: Any) -> None:
+        """Let torch.compile fuse what a layer does when it trains; `options` are for it."""
+        for layer in self.layers:
+            layer.training_pass = torch.compile(layer._branches, **options)  # type: ignore[operator]
+
     def store(self, bits: int, seed: int, master: bool = False) -> None:
         """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.model.stored`)."""
         store(self.layers, bits, seed, master)
