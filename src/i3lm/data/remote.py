@@ -137,6 +137,14 @@ def _naming(url: str) -> Iterator[None]:
         ) from error
 
 
+def _is_final(error: Exception) -> bool:
+    """Say whether another attempt is of no use. fsspec's HTTP backend makes FileNotFoundErrors of
+    broken connections too, which are their cause then."""
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None or isinstance(error.__cause__, FileNotFoundError)
+    return isinstance(error, PermissionError | NotImplementedError)
+
+
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -184,7 +192,7 @@ class _Reconnecting(io.RawIOBase):
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._host = url[: url.find("/", url.find("://") + 3)]
+        self._host = "/".join(url.split("/", 3)[:3])
         self._system, self._path = _system(url)
         self._at = 0
         self._file: Any = None
@@ -229,12 +237,12 @@ class _Reconnecting(io.RawIOBase):
                 return result
             except UserError:
                 raise
-            except (FileNotFoundError, PermissionError, NotImplementedError) as error:
-                raise UserError(
-                    f"{self._url}: cannot be read ({_line(error)}); check the URL"
-                ) from error
             except Exception as error:  # each backend has its own kinds
                 self._drop()
+                if _is_final(error):
+                    raise UserError(
+                        f"{self._url}: cannot be read ({_line(error)}); check the URL"
+                    ) from error
                 if wait is None:
                     raise UserError(
                         f"{self._url}: no connection at byte {self._at:,}, after "

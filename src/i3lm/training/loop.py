@@ -323,9 +323,7 @@ class Trainer:
         if self.counters.step == 0:
             return
         newest = self.counters.step * self.sequences - 1  # at hand, where the next may not be
-        inputs, targets = (
-            to_device(rows, self.device) for rows in self.loader.windows(newest, 1)
-        )
+        inputs, targets = (to_device(rows, self.device) for rows in self.loader.windows(newest, 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = float(self.network.loss(inputs, targets)) / self.context
         try:
