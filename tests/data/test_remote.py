@@ -13,9 +13,9 @@ import pytest
 fsspec = pytest.importorskip("fsspec")
 zstandard = pytest.importorskip("zstandard")
 
-from i3lm.data import remote
-from i3lm.data.sources import open_source
-from i3lm.errors import UserError
+from i3lm.data import remote  # noqa: E402
+from i3lm.data.sources import open_source  # noqa: E402
+from i3lm.errors import UserError  # noqa: E402
 
 LINES = [f"story {i} of the sea" for i in range(300)]
 TEXT = "\n".join(LINES).encode() + b"\n"
@@ -69,7 +69,7 @@ def test_rows_folders_and_patterns(memory, tmp_path):
     assert source.progress == 1.0
     with pytest.raises(UserError, match="no file there fits"):
         texts("memory://c/*.csv")
-    with pytest.raises(UserError, match="memory://c/none.txt.*check the URL"):
+    with pytest.raises(UserError, match=r"memory://c/none\.txt.*check the URL"):
         texts("memory://c/none.txt")
     with pytest.raises(UserError, match="column 'body'"):
         texts("memory://c/b.jsonl.gz", text_column="body")
@@ -89,8 +89,8 @@ def test_missing_backends_and_packages_are_named(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no protocol nowhere://"):
         texts("nowhere://a/b.txt")
     known = sys.modules["fsspec.registry"].known_implementations
-    monkeypatch.setitem(known, "far",
-                        {"class": "no_such_module.FileSystem", "err": "Install farfs for far"})  # fmt: skip
+    far = {"class": "no_such_module.FileSystem", "err": "Install farfs for far"}
+    monkeypatch.setitem(known, "far", far)
     with pytest.raises(UserError, match="Install farfs"):
         texts("far://a/b.txt")
     monkeypatch.setitem(sys.modules, "fsspec.compression", None)

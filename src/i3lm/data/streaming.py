@@ -44,7 +44,7 @@ class SourceLost(UserError):
     """The source gives no more text, or other text than before; what was trained is sound."""
 
 
-def sample_of(source: Source, characters: int = SAMPLE_CHARACTERS) -> Source:
+def sample_of(source: Source, characters: int) -> Source:
     """Return the beginning of a source: documents of about so many characters."""
 
     def read(advance: Callable[[int], None]) -> Iterator[Piece]:
@@ -98,7 +98,7 @@ def prepare_stream(
 
     `segment_bytes` is the size of a token file, of which three exist at most.
     """
-    sample = prepare(sample_of(source), folder, prefixes=True, **options)
+    sample = prepare(sample_of(source, SAMPLE_CHARACTERS), folder, prefixes=True, **options)
     seed, threads = options.get("seed", 0), options.get("threads")
     return StreamedCorpus(**vars(sample), source=source, seed=seed,
                           segment_tokens=segment_bytes // 2, threads=threads)  # fmt: skip
@@ -174,10 +174,10 @@ class TokenStream:
                         idle = False
                     number += 1
                     begin = {"epoch": epoch, "part": index, "at": after, "batch": number}
-                at, number = None, 0
+                at = None
             if idle:
                 raise SourceLost(f"{self.source.description}: too little text; give more")
-            epoch, first = epoch + 1, 0
+            epoch, first, number = epoch + 1, 0, 0
 
     def _encode(self, batch: Batch) -> np.ndarray:
         if isinstance(batch, Lines) and self.tokenizer.takes_lines:

@@ -133,8 +133,11 @@ def _backward(
 def _exact(x: Tensor) -> AbstractContextManager:
     """Keep products in their operands' type, also under autocast."""
     device = x.device.type
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else nullcontext()
+    return torch.autocast(device, enabled=False) if _is_autocast(device) else nullcontext()
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class _Recurrence(torch.autograd.Function):
@@ -299,16 +302,16 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx, x, function, hold):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
         ctx.function, ctx.hold = function, hold
-        ctx.autocast = (torch.is_autocast_enabled(x.device.type), x.device.type)
+        ctx.autocast = _is_autocast(x.device.type)
         return function(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x = ctx.saved_tensors[0].detach().requires_grad_()
-        enabled, device = ctx.autocast
+        low = torch.autocast(x.device.type, torch.bfloat16) if ctx.autocast else nullcontext()
         with ctx.hold():
-            with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=enabled):
+            with torch.enable_grad(), low:
                 y = ctx.function(x)
             torch.autograd.backward(y, grad)
         return x.grad, None, None
@@ -358,8 +361,7 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
         device = hidden.device.type
-        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        low = torch.get_autocast_dtype(device) if autocast else A.dtype
+        low = torch.get_autocast_dtype(device) if _is_autocast(device) else A.dtype
         A_low, B_low = A.to(low), B.to(low)
         fits = _fits_cpu(A, bias) and low in (torch.float32, torch.bfloat16)
         cross_entropy: Any = cross_entropy_kernel if fits else None
