@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i3lm.data import open_source, prepare, streaming
+from i3lm.data import Corpus, open_source, prepare, streaming
 from i3lm.data.passes import encode_documents
 from i3lm.data.streaming import (
     Segments,
     SourceLost,
+    StreamedCorpus,
     StreamLoader,
     TokenStream,
     prepare_stream,
@@ -93,9 +94,9 @@ def test_parts_come_in_another_order_in_each_epoch_and_for_each_seed(corpus, fil
 
 
 def loader_of(corpus, folder: Path, source, seed: int = 3) -> StreamLoader:
-    streamed = streaming.StreamedCorpus(
-        **{**vars(corpus), "folder": folder, "source": source, "segment_tokens": 5_000}
-    )
+    folder.mkdir(exist_ok=True)
+    changes = {"segments": folder, "source": source, "segment_tokens": 5_000}
+    streamed = StreamedCorpus(**{**vars(corpus), **changes})
     return streamed.loader(32, 4, seed, wait=lambda: None)
 
 
@@ -116,6 +117,18 @@ def test_windows_are_a_function_of_seed_and_number(corpus, files, tmp_path):
     assert len(np.unique(first_half[:, 1:], axis=0)) > 0.9 * len(first_half)
 
 
+def test_every_process_finds_the_same_windows(files, tmp_path):
+    source = open_source(files)
+    corpus = prepare_stream(8_000, source, tmp_path, vocab_size=400)
+    sample = Corpus.open(tmp_path)
+    parts = [corpus, *(StreamedCorpus.of(sample, source, 8_000, rank=rank) for rank in (1, 2))]
+    loaders = [part.loader(32, 4, 0, wait=lambda: None) for part in parts]
+    first, *others = [loader.windows(50, 200)[0] for loader in loaders]
+    assert all(np.array_equal(first, other) for other in others)
+    for loader in loaders:
+        loader.close()
+
+
 def test_what_a_folder_of_segments_refuses(corpus, files, tmp_path):
     loader = loader_of(corpus, tmp_path, open_source(files))
     loader.windows(0, 1)
@@ -134,7 +147,9 @@ def test_what_a_folder_of_segments_refuses(corpus, files, tmp_path):
     with pytest.raises(UserError, match="damaged"):
         loader_of(corpus, tmp_path, open_source(files))
     with pytest.raises(UserError, match="hold no window"):
-        StreamLoader(Segments(tmp_path / "new", stream_of(corpus, files), 30, print), 32, 4, 0)
+        StreamLoader(
+            Segments(tmp_path / "new", stream_of(corpus, files), 30, lambda: None), 32, 4, 0
+        )
 
 
 def test_a_source_that_fails_is_told_when_its_text_is_wanted(corpus, files, tmp_path):

@@ -63,12 +63,40 @@ def sample_of(source: Source, characters: int) -> Source:
 
 @dataclass(frozen=True)
 class StreamedCorpus(Corpus):
-    """A corpus of which only a sample is on disk, as `Corpus`; training reads on in `source`."""
+    """A corpus of which only a sample is on disk, as `Corpus`; training reads on in `source`.
+
+    `segments` is the folder of the token files. Processes that train together have one each: all
+    make the same segments, so that each finds its samples in them, whoever trains on which.
+    """
 
     source: Source
     seed: int  # of the choice of held-out documents
     segment_tokens: int
     threads: int | None
+    segments: Path
+
+    @classmethod
+    def of(
+        cls,
+        sample: Corpus,
+        source: Source,
+        segment_bytes: int,
+        *,
+        seed: int = 0,
+        threads: int | None = None,
+        rank: int = 0,
+    ) -> "StreamedCorpus":
+        """Return the corpus whose sample `prepare_stream` has made, for a process of this rank."""
+        segments = sample.folder / f"rank-{rank}" if rank else sample.folder
+        segments.mkdir(exist_ok=True)
+        return cls(
+            **vars(sample),
+            source=source,
+            seed=seed,
+            segment_tokens=segment_bytes // 2,
+            threads=threads,
+            segments=segments,
+        )
 
     def loader(
         self, context: int, batch: int, seed: int, wait: Callable[[], None]
@@ -82,12 +110,12 @@ class StreamedCorpus(Corpus):
             order_seed=seed,
             threads=self.threads,
         )
-        segments = Segments(self.folder, stream, self.segment_tokens, wait)
+        segments = Segments(self.segments, stream, self.segment_tokens, wait)
         return StreamLoader(segments, context, batch, seed)
 
     def epochs(self, tokens: int) -> float:
         """Return how often the source was read to its end so far."""
-        entries = _read_index(self.folder)["entries"]
+        entries = _read_index(self.segments)["entries"]
         return float(entries[-1]["place"]["epoch"]) if entries else 0.0
 
 
@@ -100,8 +128,7 @@ def prepare_stream(
     """
     sample = prepare(sample_of(source, SAMPLE_CHARACTERS), folder, prefixes=True, **options)
     seed, threads = options.get("seed", 0), options.get("threads")
-    return StreamedCorpus(**vars(sample), source=source, seed=seed,
-                          segment_tokens=segment_bytes // 2, threads=threads)  # fmt: skip
+    return StreamedCorpus.of(sample, source, segment_bytes, seed=seed, threads=threads)
 
 
 class TokenStream:
