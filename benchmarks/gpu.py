@@ -1,6 +1,6 @@
 """Training on a GPU: tokens a second, utilisation and peak memory, beside a GPT of equal size.
 
-    python -m benchmarks.gpu --device cuda --peak-flops 989e12
+    python -m benchmarks.gpu --peak-flops 989e12
 
 Ours is the training loop's step with its defaults for a GPU: bf16, compiled layers, Muon. The GPT
 (peers/gpt.py) has fused attention, the same compiler, bf16 and torch's fused AdamW. Both at each of
@@ -142,6 +142,7 @@ def main() -> None:
         require_gpu()
     except UserError as error:
         sys.exit(f"error: {error}")
+    torch.set_float32_matmul_precision("high")
     rows = run(options.peak_flops, options.microbatches, options.lengths)
     result = {"benchmark": NAME, "device": torch.cuda.get_device_name(),
               "peak_flops": options.peak_flops, "rows": rows}  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
-CHANNEL_CHUNK, STATE_CHUNK = 64, 16  # tokens of a chunk of the two scans
+CHANNEL_CHUNK, STATE_CHUNK = 32, 16  # tokens of a chunk of the two scans
 # (layer, x) -> the layer's output, or None where it does not fit.
 fused_layer: Callable | None = None
 

@@ -40,6 +40,7 @@ from i3lm.training.lock import NAME as LOCK
 from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
 from i3lm.training.planning import plan_run
+from i3lm.units import format_bytes
 
 SAMPLE_TOKENS = 48
 
@@ -112,6 +113,10 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
             text = "the C kernels are not built (no compiler?); training runs on slower torch code"
+            tell("note", {"text": text})
+        if config.stream:
+            size = format_bytes(config.stream)
+            text = f"the tokens below are a sample; training reads on, {size} of tokens at a time"
             tell("note", {"text": text})
         tell(
             "start",
