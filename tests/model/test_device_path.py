@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from i3lm.model import ops_i3
 from i3lm.model.network import I3Network
@@ -31,6 +32,7 @@ HOOKS = ("recurrence_forward_kernel", "recurrence_backward_kernel", "cross_entro
 def torch_forms(monkeypatch):
     for hook in (*HOOKS, "fused_layer"):
         monkeypatch.setattr(ops_i3, hook, None)
+    monkeypatch.setattr(ops_i3, "chunks_on_cpu", True)
 
 
 def network() -> I3Network:
@@ -43,7 +45,9 @@ def network() -> I3Network:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 15, 16, 17, 63, 64, 65, 127, 300])
-def test_scans_in_chunks_are_the_loop(steps):
+@pytest.mark.parametrize("chunks", [True, False])
+def test_scans_are_the_loop(steps, chunks, monkeypatch):
+    monkeypatch.setattr(ops_i3, "chunks_on_cpu", chunks)
     generator = torch.Generator().manual_seed(steps)
     x, u, h, s = (torch.randn(shape, generator=generator, dtype=torch.float64)
                   for shape in ((2, steps, 7), (2, steps, 5), (2, 7), (2, 5)))  # fmt: skip
@@ -76,9 +80,24 @@ def test_the_recurrence_stays_exact_under_autocast(torch_forms):
         mine = [t.clone().requires_grad_() for t in inputs]
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             y, states, *_ = ops_i3.recurrence(*mine)
+        assert y.dtype == torch.float32
         (y.sum() + states.square().sum()).backward()
         results.append([y, states, *(t.grad for t in mine)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("steps", [2, 65, 200])
+def test_all_gradients_in_chunks(torch_forms, steps):
+    net, ids = network(), torch.randint(0, 50, (2, steps + 1))
+    truth = {n: p.detach().double().requires_grad_() for n, p in net.named_parameters()}
+    loss = net.loss(ids[:, :-1], ids[:, 1:])
+    logits = naive.logits(truth, SIZES, ids[:, :-1])
+    expected = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    loss.backward()
+    expected.backward()
+    for name, parameter in net.named_parameters():
+        scale = truth[name].grad.abs().max().clamp(min=0.1)
+        assert (parameter.grad - truth[name].grad).abs().max() / scale < 2e-4, name
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])

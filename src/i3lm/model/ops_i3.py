@@ -19,7 +19,10 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
-CHANNEL_CHUNK, STATE_CHUNK = 32, 16  # tokens of a chunk of the two scans
+# Tokens of a chunk of the two scans, which run in chunks where products are nearly free: on a CPU
+# only for tests.
+CHANNEL_CHUNK, STATE_CHUNK = 32, 16
+chunks_on_cpu = False
 # (layer, x) -> the layer's output, or None where it does not fit.
 fused_layer: Callable | None = None
 
@@ -49,9 +52,11 @@ def stable_transition(A: Tensor) -> Tensor:
 def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
     """Return all h_t of `h_t = w h_(t-1) + x_t`: x (B, T, D), w (D), h (B, D) -> (B, T, D).
 
-    In chunks: one product with the powers of w within each, and a scan over the chunks' ends.
-    O(T) memory and work, no loop over time.
+    No loop over time. On a CPU a doubling scan; elsewhere in chunks: one product with the powers of
+    w within each, and a doubling scan over the chunks' ends. O(T) memory either way.
     """
+    if x.device.type == "cpu" and not chunks_on_cpu:
+        return _double(x, h, torch.addcmul, w)
     steps, size = x.shape[1], min(CHANNEL_CHUNK, x.shape[1])
     chunks = F.pad(x, (0, 0, 0, -steps % size)).unflatten(1, (-1, size))  # (B, J, C, D)
     ages = torch.arange(size, device=x.device)
@@ -59,7 +64,7 @@ def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
     age = ages[:, None] - ages
     decay = powers[:, age.clamp(min=0)] * (age >= 0)  # (D, C, C)
     inner = torch.einsum("dts,bjsd->bjtd", decay, chunks)
-    ends = _double(inner[:, :, -1], h, lambda y, power: power * y, powers[:, -1] * w)
+    ends = _double(inner[:, :, -1], h, torch.addcmul, powers[:, -1] * w)
     before = torch.cat([h[:, None], ends[:, :-1]], dim=1)
     return torch.addcmul(inner, before[:, :, None], (powers * w[:, None]).t()).flatten(1, 2)[
         :, :steps
@@ -69,8 +74,10 @@ def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
 def scan_states(u: Tensor, A: Tensor, s: Tensor) -> Tensor:
     """Return all s_t of `s_t = A s_(t-1) + u_t`: u (B, T, N), A (N, N), s (B, N) -> (B, T, N).
 
-    In chunks, as `scan_channels`: the powers of A stand in one matrix (C N, C N).
+    As `scan_channels`; in chunks the powers of A stand in one matrix (C N, C N).
     """
+    if u.device.type == "cpu" and not chunks_on_cpu:
+        return _double(u, s, _add_states, A)
     steps, size = u.shape[1], min(STATE_CHUNK, u.shape[1])
     chunks = F.pad(u, (0, 0, 0, -steps % size)).unflatten(1, (-1, size))  # (B, J, C, N)
     powers = torch.eye(A.shape[0], dtype=A.dtype, device=A.device)[None]
@@ -84,25 +91,29 @@ def scan_states(u: Tensor, A: Tensor, s: Tensor) -> Tensor:
     matrix = decay.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
     inner = F.linear(chunks.flatten(2), matrix).unflatten(2, (size, -1))
     step = powers[-1] @ A
-    ends = _double(inner[:, :, -1], s, lambda y, power: F.linear(y, power), step)
+    ends = _double(inner[:, :, -1], s, _add_states, step)
     before = torch.cat([s[:, None], ends[:, :-1]], dim=1)
     carried = F.linear(before, (powers @ A).flatten(0, 1)).unflatten(2, (size, -1))
     return (inner + carried).flatten(1, 2)[:, :steps]
 
 
 def _double(
-    x: Tensor, first: Tensor, apply: Callable[[Tensor, Tensor], Tensor], power: Tensor
+    x: Tensor, first: Tensor, add: Callable[[Tensor, Tensor, Tensor], Tensor], power: Tensor
 ) -> Tensor:
     """Return all y_j of `y_j = P y_(j-1) + x_j` for x (B, J, ...) from y = first: log2(J) rounds.
 
-    `apply(y, P)` is P y; powers of P are as `power @ power` for a matrix, else elementwise.
+    `add(x, y, P)` is x + P y; powers of P are as `power @ power` for a matrix, else elementwise.
     """
-    out = torch.cat([x[:, :1] + apply(first, power)[:, None], x[:, 1:]], dim=1)
+    out = torch.cat([add(x[:, :1], first[:, None], power), x[:, 1:]], dim=1)
     span = 1
     while span < x.shape[1]:
-        out = torch.cat([out[:, :span], out[:, span:] + apply(out[:, :-span], power)], dim=1)
+        out = torch.cat([out[:, :span], add(out[:, span:], out[:, :-span], power)], dim=1)
         span, power = 2 * span, power @ power if power.ndim == 2 else power * power
     return out
+
+
+def _add_states(x: Tensor, y: Tensor, power: Tensor) -> Tensor:
+    return x + F.linear(y, power)
 
 
 def _forward(
