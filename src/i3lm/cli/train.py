@@ -34,7 +34,7 @@ GROUPS = {
 )
 @click.option(
     "--data", multiple=True, metavar="TEXT", type=click.Path(),
-    help="File, folder, URL or dataset; repeatable  [default: none]",
+    help="File, folder, URL, dataset; repeatable  [default: none]",
 )  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(), help="Model folder  [default: run]")
 @click.option("--resume", metavar="DIR", type=click.Path(), help="Go on with the run in DIR")
