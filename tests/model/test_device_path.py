@@ -148,8 +148,8 @@ def test_states_in_few_bits_in_torch_are_the_compiled_ones(optimizer, bits, monk
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
-@pytest.mark.parametrize("mode", ["none", "full"])
-def test_compiled_layers_are_the_plain_ones(torch_forms, mode):
+@pytest.mark.parametrize(("mode", "autocast"), [("none", True), ("full", False)])
+def test_compiled_layers_are_the_plain_ones(torch_forms, mode, autocast):
     """In one graph each, traced with its backward; the code generator is another's."""
     net, ids = network(), torch.randint(0, 50, (2, 33))
     net.model.layers = net.model.layers[:1]
@@ -159,7 +159,8 @@ def test_compiled_layers_are_the_plain_ones(torch_forms, mode):
         if compiled:
             net.model.compile_layers(backend="aot_eager", fullgraph=True)
         net.zero_grad()
-        loss = net.loss(ids[:, :-1], ids[:, 1:])
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = net.loss(ids[:, :-1], ids[:, 1:])
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in net.parameters())])
     for mine, truth in zip(*results, strict=True):
