@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from i3lm.data import Corpus, open_source, prepare, streaming
+from i3lm.data import Corpus, open_source, prepare, segments
 from i3lm.data.passes import encode_documents
+from i3lm.data.segments import Segments, SourceLost, TokenStream
 from i3lm.data.streaming import (
-    Segments,
-    SourceLost,
     StreamedCorpus,
     StreamLoader,
-    TokenStream,
     prepare_stream,
     sample_of,
 )
@@ -48,7 +46,7 @@ def corpus(files, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr(streaming, "BATCH", 2_000)
+    monkeypatch.setattr(segments, "BATCH", 2_000)
     monkeypatch.setattr("i3lm.data.documents._BLOCK", 4_096)
 
 

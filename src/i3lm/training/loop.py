@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from i3lm.data import Corpus
-from i3lm.data.streaming import SourceLost
+from i3lm.data.segments import SourceLost
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
