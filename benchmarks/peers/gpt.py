@@ -80,7 +80,8 @@ class GPT(nn.Module):
 
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return what the head sees, (B, T, D), for inputs (B, T)."""
-        x = self.tokens(inputs) + self.positions(torch.arange(inputs.shape[1]))
+        places = torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.tokens(inputs) + self.positions(places)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

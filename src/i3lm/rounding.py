@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 
-def draws(begin: int, end: int, seed: int) -> tuple[Tensor, Tensor]:
+def draws(
+    begin: int, end: int, seed: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
     """Return two draws in [0, 1) for each position, functions of it and of `seed` (32 bits).
 
     The mix is the finaliser of MurmurHash3 (Appleby, public domain).
     """
-    h = torch.arange(begin, end)
+    h = torch.arange(begin, end, device=device)
     h = (h * 0x9E3779B1 & 0xFFFFFFFF) ^ seed
     h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
     h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF

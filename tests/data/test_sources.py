@@ -300,7 +300,7 @@ def test_missing_column_lists_the_columns(tmp_path):
 
 
 def test_endless_json_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("i3lm.data.sources._LONGEST_ROW", 16)
+    monkeypatch.setattr("i3lm.data.rows._LONGEST_ROW", 16)
     path = write(tmp_path / "a.jsonl", '{"text": "0123456789"}')
     with pytest.raises(UserError, match=r":1: a line of more than 64 MiB"):
         list(open_source(path))

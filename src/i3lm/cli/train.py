@@ -17,11 +17,11 @@ BUILT_IN = (
 )
 GROUPS = {
     "Basic": "data out resume preset time steps memory report_to quiet as_json",
-    "Text": "documents text_column split lowercase skip_bad_lines",
+    "Text": "documents text_column split lowercase skip_bad_lines stream",
     "Model": "vocab_size context",
     "Optimisation": "optimizer lr batch_tokens seed",
     "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
-    "Expert": "precision device threads checkpoint_every eval_every",
+    "Expert": "precision device compile threads checkpoint_every eval_every",
 }
 
 
@@ -34,7 +34,7 @@ GROUPS = {
 )
 @click.option(
     "--data", multiple=True, metavar="TEXT", type=click.Path(),
-    help="File, folder or dataset; repeatable  [default: none]",
+    help="File, folder, URL, dataset; repeatable  [default: none]",
 )  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(), help="Model folder  [default: run]")
 @click.option("--resume", metavar="DIR", type=click.Path(), help="Go on with the run in DIR")
@@ -55,6 +55,10 @@ GROUPS = {
 )  # fmt: skip
 @click.option("--skip-bad-lines", is_flag=True, default=None, help="Leave out what is no row")
 @click.option("--text-column", metavar="NAME", help="Of .jsonl and .parquet files")
+@click.option(
+    "--stream", metavar="SIZE", is_flag=False, flag_value="128MB",
+    help="Keep so many bytes of tokens  [default: all]",
+)  # fmt: skip
 @click.option("--split", metavar="NAME", help="Of a Hub dataset  [default: train]")
 @click.option(
     "--optimizer", metavar="NAME", shell_complete=words("muon adamw lion"),
@@ -83,6 +87,7 @@ GROUPS = {
 @click.option("--eval-every", metavar="EVERY", help="Steps, or a time  [default: 10 a run]")
 @click.option("--seed", metavar="N", type=int, help="The same seed, the same run  [default: 0]")
 @click.option("--device", metavar="NAME", help="cpu, cuda, mps, ...  [default: cpu]")
+@click.option("--compile/--no-compile", default=None, help="torch.compile  [default: on CUDA]")
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
 @click.option(
     "--report-to", multiple=True, metavar="NAME", shell_complete=words("tensorboard trackio wandb"),

@@ -4,11 +4,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from i3lm.data.remote import Place, open_bytes
 from i3lm.errors import UserError
 
 Message = dict[str, str]
@@ -56,7 +56,7 @@ class Lines:
     """
 
     text: str
-    path: Path
+    path: Place
     first: int
     tagged: bool
 
@@ -177,7 +177,7 @@ def check_messages(value: Any, where: str) -> list[Message]:
 
 
 def read_text_file(
-    path: Path, division: Division = "auto", advance: Callable[[int], None] = lambda n: None
+    path: Place, division: Division = "auto", advance: Callable[[int], None] = lambda n: None
 ) -> Iterator[Document]:
     r"""Yield the documents of a UTF-8 text file, in order, in constant memory.
 
@@ -208,7 +208,7 @@ def read_text_file(
 
 
 def read_pieces(
-    path: Path, division: Division = "auto", advance: Callable[[int], None] = lambda n: None
+    path: Place, division: Division = "auto", advance: Callable[[int], None] = lambda n: None
 ) -> Iterator[Document | Lines]:
     """Yield what `read_text_file` does, but `Lines` where a line is a document."""
     if division not in DIVISIONS:
@@ -237,8 +237,8 @@ def cut(text: str) -> Iterator[str]:
     yield text[start:] if start else text
 
 
-def _look(path: Path) -> str:
-    with open(path, "rb") as file:
+def _look(path: Place) -> str:
+    with open_bytes(path) as file:
         head = file.read(_BLOCK).removeprefix(b"\xef\xbb\xbf").decode("utf-8", "ignore")
     lines = head.replace("\r\n", "\n").split("\n")
     if next((line for line in lines if line.strip()), "").startswith("[INST]"):
@@ -249,7 +249,7 @@ def _look(path: Path) -> str:
     return "file" if "\n\n" in "\n".join(stripped).strip("\n") else "line"
 
 
-def _whole(path: Path, advance: Callable[[int], None]) -> Iterator[Document]:
+def _whole(path: Place, advance: Callable[[int], None]) -> Iterator[Document]:
     number, first, size, blocks = 1, 1, 0, list[str]()
     for number, block in _blocks(path, advance):
         if blocks and size + len(block) > MAX_CHARACTERS:
@@ -260,7 +260,7 @@ def _whole(path: Path, advance: Callable[[int], None]) -> Iterator[Document]:
     yield Document("".join(blocks), None, f"{path}:{first}")
 
 
-def _pieces(path: Path, marked: bool, advance: Callable[[int], None]) -> Iterator[Document]:
+def _pieces(path: Place, marked: bool, advance: Callable[[int], None]) -> Iterator[Document]:
     """Yield what stands between blank lines or, where `marked`, between `<|endoftext|>` lines."""
     first, size, held = 1, 0, list[str]()
     for number, line in _lines(path, advance):
@@ -276,7 +276,7 @@ def _pieces(path: Path, marked: bool, advance: Callable[[int], None]) -> Iterato
         yield Document("\n".join(held).strip("\n"), None, f"{path}:{first}")
 
 
-def _lines(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
+def _lines(path: Place, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
     for number, block in _blocks(path, advance):
         yield from enumerate(_split(block), number)
 
@@ -288,13 +288,13 @@ def _split(block: str) -> list[str]:
     return lines
 
 
-def _blocks(path: Path, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
+def _blocks(path: Place, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
     """Yield (number of its first line, text) of blocks that end at line ends.
 
     A line of more than MAX_CHARACTERS bytes is cut between two characters.
     """
     number, offset, held = 1, 0, b""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         while True:
             fresh = file.read(_BLOCK)
             data = held + fresh
@@ -328,7 +328,7 @@ def _boundary(data: bytes) -> int:
     return end
 
 
-def _decode(raw: bytes, path: Path, number: int, offset: int) -> str:
+def _decode(raw: bytes, path: Place, number: int, offset: int) -> str:
     try:
         text, at = raw.decode("utf-8"), raw.find(b"\0")
     except UnicodeDecodeError as error:

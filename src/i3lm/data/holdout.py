@@ -67,6 +67,11 @@ class Plan:
         return (group.get() for group in self._chosen for _ in group.places)
 
     @property
+    def prefixes(self) -> list[int]:
+        """What `prefix_of` gives for the documents that are held out, or cut."""
+        return sorted(int.from_bytes(group.key[:8]) for group in self._chosen)
+
+    @property
     def heads(self) -> Iterator[Document]:
         """The beginnings, trained on, of documents that are cut."""
         for group in self._chosen:
@@ -247,6 +252,11 @@ def _bytes(document: Document) -> bytes:
 
 def _digest(plain: bytes, seed: int) -> bytes:
     return hashlib.blake2b(plain, digest_size=16, salt=salt_of(seed)).digest()
+
+
+def prefix_of(document: Document, seed: int) -> int:
+    """Return 64 bits of a document's digest: as `ScannedLines.prefixes`."""
+    return int.from_bytes(_digest(_bytes(document), seed)[:8])
 
 
 def salt_of(seed: int) -> bytes:

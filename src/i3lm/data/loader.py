@@ -48,6 +48,9 @@ class Loader:
         self._bits = max(1, ((self.windows_per_epoch - 1).bit_length() + 1) // 2)
         self._map = tokens.base if isinstance(tokens.base, mmap.mmap) else None
 
+    def close(self) -> None:
+        """Nothing runs beside it."""
+
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (inputs, targets) of the samples step * B ... step * B + B - 1, (B, T) int64."""
         return self.windows(step * self.batch_size, self.batch_size)

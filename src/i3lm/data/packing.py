@@ -5,15 +5,16 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from i3lm.data.holdout import Holdout
+from i3lm.data.loader import Loader
 from i3lm.data.passes import SPLITS, Progress, TokenFile, encode, pool_of, survey
 from i3lm.data.sources import Source
 from i3lm.errors import UserError
@@ -25,7 +26,7 @@ from i3lm.files import (
     write_atomic,
     writing_to,
 )
-from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
+from i3lm.tokenizer import BOS, ChunkTokenizer, VocabularyCounter
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -34,6 +35,9 @@ FILES = {
     *(f"{split}.bin" for split in SPLITS),
     *(MANIFEST, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
 }
+if TYPE_CHECKING:
+    from i3lm.data.streaming import StreamLoader
+
 MOST_THREADS = 4  # more would wait for the one that reads and writes
 
 
@@ -84,6 +88,16 @@ class Corpus:
                 f"{self.manifest['description']}: {len(self.train):,} training tokens are too few "
                 f"for a context of {context}; give more text or a shorter context"
             )
+
+    def loader(
+        self, context: int, batch: int, seed: int, wait: Callable[[], None]
+    ) -> "Loader | StreamLoader":
+        """Return the training windows of a run; `wait` is called while they are waited for."""
+        return Loader(self.train, context, batch, seed, opening=BOS)
+
+    def epochs(self, tokens: int) -> float:
+        """Return how often the training text was read for so many tokens."""
+        return tokens / len(self.train)
 
     @classmethod
     def open(cls, folder: str | Path, *, verify: bool = False) -> "Corpus":
@@ -136,6 +150,7 @@ def prepare(
     seed: int = 0,
     rebuild: bool | Literal["if changed"] = False,
     threads: int | None = None,
+    prefixes: bool = False,
     progress: Progress | None = None,
 ) -> Corpus:
     """Tokenize `source` into `folder`, or reuse the folder where nothing has changed.
@@ -154,7 +169,9 @@ def prepare(
     Chunks that come up less than `min_chunk_count` times stay out of the vocabulary: their rows
     would hardly be trained. `held_out` is a share of all characters; `seed` chooses among
     documents. `threads` (None: one a core, four at most) changes nothing but the time. `progress`
-    is called with the name of the pass and the share done, 0 to 1.
+    is called with the name of the pass and the share done, 0 to 1. With `prefixes` the manifest
+    keeps which documents are held out (`held_out_prefixes`, see `prefix_of`), for a stream that
+    goes on where the source ends.
     UserError: nothing to read, too little to hold any out, a source that changes meanwhile.
     """
     folder = Path(folder)
@@ -177,7 +194,7 @@ def prepare(
                 raise
     before = [_stamp(path) for path in source.files]
     report = progress or (lambda stage, share: None)
-    threads = threads or min(MOST_THREADS, _cores())
+    threads = threads or default_threads()
     with pool_of(threads) as beside, _hashing(source.files, beside) as hashes:
         counter = None if tokenizer else VocabularyCounter(lowercase)
         holdout = Holdout(held_out, seed)
@@ -224,6 +241,7 @@ def prepare(
                 "skipped": source.skipped,
                 "tokenizer": tokenizer.fingerprint,
                 **counts,
+                **({"held_out_prefixes": plan.prefixes} if prefixes else {}),
             }
             _write_manifest(folder, manifest)
     return Corpus._open(folder, False, tokenizer)
@@ -239,9 +257,10 @@ def _hashing(files: Sequence[Path], pool: Executor) -> Iterator[Future[list[str]
         stop.set()
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_threads() -> int:
+    """Return how many threads a pass takes by itself: one a core that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MOST_THREADS, allowed or 1)
 
 
 Stamp = tuple[int, int, int] | None

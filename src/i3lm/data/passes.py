@@ -27,7 +27,7 @@ from i3lm.tokenizer.kernel import library
 SPLITS = ("train", "held_out")
 _COUNTS = ("documents", "characters", "bytes")
 _NONE = np.zeros(0, np.uint16)
-_BATCH = 1 << 20  # characters of documents that make a piece
+BATCH = 1 << 20  # characters of documents that make a piece
 _AHEAD = 6  # pieces in work at once where there are threads, however many
 
 Progress = Callable[[str, float], None]
@@ -100,7 +100,7 @@ def encode(
     with pool_of(threads) as pool, _writer_of(threads) as writer:
         pieces = _pieces(source, "tokenizing", report, pool, tokenizer.takes_lines)
         works = _works((piece for piece, _ in pieces), plan)
-        for _ in _ahead(writer, write, _ahead(pool, lambda work: work(tokenizer), works)):
+        for _ in ahead(writer, write, ahead(pool, lambda work: work(tokenizer), works)):
             pass
 
 
@@ -277,7 +277,7 @@ def _pieces(
         scanned = ScannedLines.scan(batch, salt)
         return scanned, counter.count_lines(scanned.table, scanned.here) if counter else none
 
-    for piece, rare in _ahead(pool, scan, _batches(source, whole_lines)):
+    for piece, rare in ahead(pool, scan, _batches(source, whole_lines)):
         if isinstance(piece, ScannedLines):
             source.skipped["empty"] += int((~piece.full).sum())
         yield piece, rare
@@ -294,7 +294,7 @@ def _batches(source: Source, whole_lines: bool) -> Iterator[list[Document] | Lin
         if isinstance(piece, Document):
             batch.append(piece)
             size += piece.characters
-        if batch and (size >= _BATCH or isinstance(piece, Lines)):
+        if batch and (size >= BATCH or isinstance(piece, Lines)):
             yield batch
             batch, size = [], 0
         if isinstance(piece, Lines):
@@ -325,7 +325,7 @@ def _writer_of(threads: int) -> Executor:
     return ThreadPoolExecutor(1, "i3lm-writer") if threads > 1 else _Here()
 
 
-def _ahead(
+def ahead(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[Result]:
     """Yield what `map` does, the pool being a few items ahead."""

@@ -1,4 +1,4 @@
-"""Where documents come from: files, folders, a `datasets` name, or the embedded conversations."""
+"""Where documents come from: files, folders, URLs, a `datasets` name, built-in conversations."""
 
 import glob
 import hashlib
@@ -6,29 +6,39 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from i3lm.data.documents import (
     Division,
     Document,
     Lines,
-    check_messages,
-    cut,
-    read_conversation,
     read_pieces,
 )
+from i3lm.data.remote import (
+    COMPRESSIONS,
+    Place,
+    compression_of,
+    expand,
+    is_remote,
+    suffix_of,
+    total_bytes,
+)
+from i3lm.data.rows import Advance, Form, Row, documents_of, json_rows, parquet_rows
 from i3lm.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")  # what a folder is searched for
-_LONGEST_ROW = 1 << 26  # bytes of one JSON line
+_STATE_ROWS = 16  # of a dataset of the Hub between two places that reading can go on from
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
 Spec = str | Path
-Advance = Callable[[int], None]
 Piece = Document | Lines | None  # None: unfit
-Row = tuple[Mapping[str, Any], str]
+At = Any  # a place in a part, as JSON has it; None: its start
+# Reads a part of a source on from a place: pieces, each with the place after it, or None where one
+# cannot begin there. (rank, ranks) asks for a share of a part that divides itself, else is unused.
+Part = Callable[[At, tuple[int, int]], Iterator[tuple[Piece, At]]]
 
 
 class Source:
@@ -46,7 +56,9 @@ class Source:
         identity: dict[str, Any],
         read: Callable[[Advance], Iterator[Piece]],
         files: Sequence[Path] = (),
-        size: int = 0,
+        size: int | Callable[[], int] = 0,
+        parts: Callable[[], Sequence[Part]] | None = None,
+        divides: bool = False,
     ) -> None:
         self.description = description
         self.identity = identity
@@ -55,6 +67,12 @@ class Source:
         self.skipped = {"empty": 0, "unfit": 0}
         self._read = read
         self._size = size
+        self._parts = parts
+        self.divides = divides  # a part gives a rank no more than its share
+
+    def parts(self) -> Sequence[Part]:
+        """Return the parts, of which each can be read on from a place within it."""
+        return self._parts() if self._parts else [counted(lambda: self._read(lambda step: None))]
 
     def __iter__(self) -> Iterator[Document]:
         for piece in self.pieces():
@@ -68,22 +86,39 @@ class Source:
         done = 0
         self.progress = 0.0
         self.skipped = {"empty": 0, "unfit": 0}
+        size = self._size() if callable(self._size) else self._size
 
         def advance(step: int) -> None:
             nonlocal done
             done += step
-            self.progress = min(1.0, done / self._size) if self._size else 0.0
+            self.progress = min(1.0, done / size) if size else 0.0
 
         for piece in self._read(advance):
-            if piece is None:
-                self.skipped["unfit"] += 1
-            elif isinstance(piece, Lines) or self._is_full(piece):
+            if self.fits(piece):
                 yield piece
+
+    def fits(self, piece: Piece) -> TypeGuard[Document | Lines]:
+        """Say whether a piece may hold text, and count it in `skipped` where it does not."""
+        if piece is None:
+            self.skipped["unfit"] += 1
+            return False
+        return isinstance(piece, Lines) or self._is_full(piece)
 
     def _is_full(self, document: Document) -> bool:
         empty = document.text is not None and not document.text.strip()
         self.skipped["empty"] += empty
         return not empty
+
+
+def counted(read: Callable[[], Iterator[Piece]]) -> Part:
+    """Return a part whose places are numbers of pieces, those before it being read and dropped."""
+
+    def part(at: At, share: tuple[int, int]) -> Iterator[tuple[Piece, At]]:
+        for number, piece in enumerate(read(), 1):
+            if number > (at or 0):
+                yield piece, number
+
+    return part
 
 
 def open_source(
@@ -102,7 +137,9 @@ def open_source(
     - A file: `.jsonl` (or `.json` with an object a line) and `.parquet` by their columns, anything
       else as UTF-8 text, divided as `read_text_file` says (`documents` is its `division`).
     - A folder: its `.txt`, `.jsonl` and `.parquet` files at any depth, sorted by path, hidden ones
-      left out.
+      left out. Text and rows may be compressed (`.gz`, `.bz2`, `.xz`, `.zst` after the suffix).
+    - A URL that fsspec knows (`https://`, `s3://`, `hf://`, ...): a file, read as a stream each
+      time; with `*` the files that match; with `/` at its end a folder.
     - A pattern with `*`, `?` or `[...]`; `**` stands for folders at any depth.
     - `owner/name` or `owner/name:configuration`, where no such file exists: `split` of that dataset
       on the Hub, read as a stream through the `datasets` package, from the network each time.
@@ -124,21 +161,45 @@ def open_source(
         raise UserError("a name in --data is empty; give a file, a folder or a dataset name")
     if len(specs) == 1 and _is_hub_name(specs[0]):
         return _hub(str(specs[0]), split, documents, text_column)
-    files = list(dict.fromkeys(itertools.chain.from_iterable(map(_find, specs))))
-    if not files:
+    named = [str(spec) if is_remote(spec) else _find(spec) for spec in specs]
+    local = list(dict.fromkeys(itertools.chain(*(n for n in named if not isinstance(n, str)))))
+    if not named:
         raise UserError("no data named; give a file, a folder or a dataset name")
-    sizes = sum(path.stat().st_size for path in files)
+
+    def places() -> list[Place]:  # asks other machines: when they are read, not before
+        found: list[Place] = []
+        for name in named:
+            found += expand(name, SUFFIXES) if isinstance(name, str) else name
+        return list(dict.fromkeys(found))
+
+    local_bytes = sum(path.stat().st_size for path in local)
+
+    def total() -> int:  # unpacked, which nobody knows of a compressed file
+        remotes = [place for place in places() if not isinstance(place, Path)]
+        theirs = total_bytes(remotes)
+        known = bool(theirs or not remotes) and not any(map(compression_of, places()))
+        return theirs + local_bytes if known else 0
+
+    def read_one(place: Place, advance: Advance) -> Iterator[Piece]:
+        return _read_file(place, documents, text_column, advance, skip_bad)
+
+    def parts() -> list[Part]:
+        return [counted(partial(read_one, place, lambda step: None)) for place in places()]
 
     def read(advance: Advance) -> Iterator[Piece]:
-        for path in files:
-            yield from _read_file(path, documents, text_column, advance, skip_bad)
+        for place in places():
+            yield from read_one(place, advance)
 
     shown = ", ".join(map(str, specs[:3])) + (", ..." if len(specs) > 3 else "")
-    description = shown if files == [Path(specs[0])] else f"{shown} ({len(files):,} files)"
+    urls = [name for name in named if isinstance(name, str)]
+    alone = bool(urls) or local == [Path(specs[0])]
+    description = shown if alone else f"{shown} ({len(local):,} files)"
     identity: dict[str, Any] = {"documents": documents, "text_column": text_column}
     if skip_bad:
         identity["skip_bad"] = True
-    return Source(description, identity, read, files, sizes)
+    if urls:
+        identity["remote"] = urls
+    return Source(description, identity, read, local, total, parts)
 
 
 def _find(spec: Spec) -> list[Path]:
@@ -147,7 +208,7 @@ def _find(spec: Spec) -> list[Path]:
         inside = [
             file
             for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
+            if suffix_of(file) in SUFFIXES
             and file.is_file()
             and not any(part[0] == "." for part in file.relative_to(path).parts)
         ]
@@ -170,16 +231,16 @@ def _find(spec: Spec) -> list[Path]:
 
 
 def _read_file(
-    path: Path, documents: Division, text_column: str | None, advance: Advance, skip_bad: bool
+    path: Place, documents: Division, text_column: str | None, advance: Advance, skip_bad: bool
 ) -> Iterator[Piece]:
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     try:
         if suffix in (".jsonl", ".json"):
-            rows = _json_rows(path, advance, skip_bad)
-            yield from _documents(rows, documents, text_column, not skip_bad)
+            rows = json_rows(path, advance, skip_bad)
+            yield from documents_of(rows, documents, text_column, not skip_bad)
         elif suffix == ".parquet":
-            rows = _parquet_rows(path, text_column, advance)
-            yield from _documents(rows, documents, text_column, not skip_bad)
+            rows = parquet_rows(path, text_column, advance)
+            yield from documents_of(rows, documents, text_column, not skip_bad)
         else:
             for piece in read_pieces(path, documents, advance):
                 if skip_bad and isinstance(piece, Lines) and piece.tagged:
@@ -191,149 +252,12 @@ def _read_file(
         raise UserError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
-def _column(names: Sequence[str], text_column: str | None, where: str) -> str:
-    for name in (text_column,) if text_column else ("messages", "text"):
-        if name in names:
-            return name
-    wanted = f"no column {text_column!r}" if text_column else "no column `messages` or `text`"
-    raise UserError(
-        f"{where}: {wanted}; the columns are {', '.join(names) or 'none'}: "
-        "name one with --text-column"
-    )
-
-
-def _documents(
-    rows: Iterator[Row | None], documents: Division, text_column: str | None, strict: bool = True
-) -> Iterator[Document | None]:
-    """Yield the documents of `rows`; None for a conversation that does not fit, unless `strict`."""
-    tagged: bool | None = False if documents != "auto" else None
-    for found in rows:
-        if found is None:
-            yield None
-            continue
-        row, where = found
-        value = row[_column(list(row), text_column, where)]
-        if value is None or (isinstance(value, str) and not value.strip()):
-            yield Document("", None, where)
-        elif isinstance(value, str):
-            _check_unicode(value, where)
-            if tagged is None:
-                tagged = value.startswith("[INST]")
-            if not tagged:
-                yield from (Document(part, None, where) for part in cut(value))
-            else:
-                yield _fit(read_conversation, value, where, strict)
-        elif isinstance(value, list):
-            document = _fit(_chat, value, where, strict)
-            if document is not None:
-                _check_unicode(document.plain, where)
-            yield document
-        else:
-            raise UserError(
-                f"{where}: the column holds neither text nor messages but a "
-                f"{type(value).__name__}; name another with --text-column"
-            )
-
-
-def _chat(value: Any, where: str) -> Document:
-    return Document(None, check_messages(value, where), where)
-
-
-def _fit(
-    build: Callable[[Any, str], Document], value: Any, where: str, strict: bool
-) -> Document | None:
-    try:
-        return build(value, where)
-    except UserError:
-        if strict:
-            raise
-        return None
-
-
-def _check_unicode(text: str, where: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: half of a surrogate pair (\\ud8..), which is no text; mend it"
-        ) from error
-
-
-def _json_rows(path: Path, advance: Advance, skip_bad: bool) -> Iterator[Row | None]:
-    """Yield the objects of a file's lines; None for a line that is none, with `skip_bad`."""
-    with open(path, "rb") as file:
-        for number in itertools.count(1):
-            raw = file.readline(_LONGEST_ROW)
-            if not raw:
-                return
-            where = f"{path}:{number}"
-            advance(len(raw))
-            if len(raw) == _LONGEST_ROW:
-                raise UserError(f"{where}: a line of more than 64 MiB; divide it into rows")
-            if number == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            if not raw.strip():
-                continue
-            try:
-                row = _json_row(raw, where, file.tell() - len(raw))
-            except UserError:
-                if not skip_bad:
-                    raise
-                yield None
-                continue
-            yield row, where
-
-
-def _json_row(raw: bytes, where: str, offset: int) -> dict[str, Any]:
-    """Return the object in a line that begins at byte `offset` of its file."""
-    mend = "mend the line, or leave such lines out with --skip-bad-lines"
-    try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        at = f"byte {offset + error.start}"
-        raise UserError(f"{where}: {at} is not UTF-8; convert the file") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{where}: not valid JSON ({error}); every line must be one object: {mend}"
-        ) from error
-    if not isinstance(row, dict):
-        raise UserError(
-            f"{where}: a JSON {type(row).__name__}, not an object; every line must be one "
-            "object (jq -c '.[]' turns an array into lines)"
-        )
-    return row
-
-
-def _parquet_rows(path: Path, text_column: str | None, advance: Advance) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(
-            f'{path}: reading Parquet needs pyarrow; pip install "i3lm[parquet]"'
-        ) from error
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            column = _column(table.schema_arrow.names, text_column, str(path))
-            number = 0
-            groups = table.metadata.num_row_groups
-            for group in range(groups):
-                for batch in table.iter_batches(256, row_groups=[group], columns=[column]):
-                    for value in batch.column(0).to_pylist():
-                        number += 1
-                        yield {column: value}, f"{path}, row {number}"
-                advance(path.stat().st_size // groups)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not a readable Parquet file ({reason}); replace it") from error
-
-
 def _is_hub_name(spec: Spec) -> bool:
     return (
         isinstance(spec, str)
         and _HUB_NAME.fullmatch(spec) is not None
         and spec[0] not in "./~"
-        and not spec.lower().endswith((*SUFFIXES, ".json"))
+        and not spec.lower().endswith((*SUFFIXES, ".json", *COMPRESSIONS))
         and not os.path.exists(spec)
     )
 
@@ -349,27 +273,66 @@ def _hub(name: str, split: str, documents: Division, text_column: str | None) ->
     path, _, configuration = name.partition(":")
     label = f"{name}[{split}]"
 
-    def rows(advance: Advance) -> Iterator[Row]:
+    def load() -> Any:
+        return datasets.load_dataset(path, configuration or None, split=split, streaming=True)
+
+    def rows(begin: Callable[[], Iterable[Any]], number: int = 0) -> Iterator[Row]:
+        first = number
         try:
-            table = datasets.load_dataset(path, configuration or None, split=split, streaming=True)
-            for number, row in enumerate(table, 1):
+            for row in begin():
+                number += 1
                 yield row, f"{label}, row {number}"
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # what datasets raises, DatasetNotFoundError included
-            reason = " ".join(str(error).split())
+        except Exception as error:  # DatasetNotFoundError, and what each of its backends raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            if number > first:
+                raise UserError(
+                    f"{label}: reading ended after row {number:,} ({reason}); check the network"
+                ) from error
             raise UserError(
                 f"{name}: no such file, and no dataset that can be read from the Hub "
-                f"({type(error).__name__}: {reason}); check the name, --split and the network"
+                f"({reason}); check the name, --split and the network"
             ) from error
 
     def read(advance: Advance) -> Iterator[Document | None]:
-        return _documents(rows(advance), documents, text_column, strict=False)
+        return documents_of(rows(load), documents, text_column, strict=False)
+
+    def part(at: At, share: tuple[int, int]) -> Iterator[tuple[Piece, At]]:
+        rank, ranks = share
+        form: Form = dict(at["form"]) if at else {}
+        place: At = None  # of the rows before the one that is read
+        table: Any = None
+
+        def begin() -> Iterable[Any]:
+            nonlocal table
+            table = load()
+            if ranks > 1:
+                from datasets.distributed import split_dataset_by_node
+
+                table = split_dataset_by_node(table, rank, ranks)
+            if at:
+                table.load_state_dict(at["state"])
+            return table
+
+        def marked() -> Iterator[Row]:
+            nonlocal place
+            first = at["row"] if at else 0
+            for number, pair in enumerate(rows(begin, first), first + 1):
+                state = table.state_dict() if number % _STATE_ROWS == 0 else None
+                yield pair
+                place = {"row": number, "state": state, "form": form} if state else None
+
+        held: list[Piece] = []  # the newest piece, until it is known whether its row is over
+        for piece in documents_of(marked(), documents, text_column, strict=False, form=form):
+            if held:
+                yield held.pop(), place
+            place = None
+            held.append(piece)
+        if held:
+            yield held.pop(), None
 
     choices = {"split": split, "documents": documents, "text_column": text_column}
     identity = {"dataset": name, **choices}
-    return Source(label, identity, read)
+    return Source(label, identity, read, parts=lambda: [part], divides=True)
 
 
 def _embedded(size: int, seed: int) -> Source:

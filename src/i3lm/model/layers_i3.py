@@ -286,6 +286,7 @@ class I3Layer(nn.Module):
 
     checkpointing = "none"
     held: Callable | None = None  # where weights are stored: holds them for the way back
+    training_pass: Callable | None = None  # the branches, compiled, where they were
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -344,9 +345,12 @@ class I3Layer(nn.Module):
             y = None if ops_i3.fused_layer is None else ops_i3.fused_layer(self, x)
             if y is not None:
                 return y
+            run = self.training_pass or self._branches
             again = self.checkpointing != "none" or self.held is not None  # torch has no selection
             if again and torch.is_grad_enabled():
-                return recompute(self._branches, x, self._hold)
+                return recompute(run, x, self._hold)
+            if torch.is_grad_enabled():
+                return run(x)
         return self._branches(x, mask, padding, state, weights)
 
     def _hold(self) -> AbstractContextManager:

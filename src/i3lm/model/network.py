@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i3lm.model.layers_i3 import (
+    I3Layer,
     build_backbone,
     head_logits,
     init_module,
@@ -70,6 +71,12 @@ class I3Backbone(nn.Module):
         self.checkpointing = mode
         for layer in self.layers:
             layer.checkpointing = mode  # type: ignore[assignment]
+
+    def compile_layers(self, **options: Any) -> None:
+        """Let torch.compile fuse what a layer does when it trains; `options` are for it."""
+        for layer in self.layers:
+            assert isinstance(layer, I3Layer)
+            layer.training_pass = torch.compile(layer._branches, **options)
 
     def store(self, bits: int, seed: int, master: bool = False) -> None:
         """Keep the layers' matrices in 4 or 8 bits from now on (`i3lm.model.stored`)."""

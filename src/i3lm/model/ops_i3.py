@@ -19,6 +19,10 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
+# Tokens of a chunk of the two scans, which run in chunks where products are nearly free: on a CPU
+# only for tests.
+CHANNEL_CHUNK, STATE_CHUNK = 32, 16
+chunks_on_cpu = False
 # (layer, x) -> the layer's output, or None where it does not fit.
 fused_layer: Callable | None = None
 
@@ -48,24 +52,68 @@ def stable_transition(A: Tensor) -> Tensor:
 def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:
     """Return all h_t of `h_t = w h_(t-1) + x_t`: x (B, T, D), w (D), h (B, D) -> (B, T, D).
 
-    Doubling scan: log2(T) rounds, no loop over time.
+    No loop over time. On a CPU a doubling scan; elsewhere in chunks: one product with the powers of
+    w within each, and a doubling scan over the chunks' ends. O(T) memory either way.
     """
-    out = torch.cat([(x[:, :1] + (w * h)[:, None]), x[:, 1:]], dim=1)
-    span, power = 1, w
-    while span < x.shape[1]:
-        out = torch.cat([out[:, :span], torch.addcmul(out[:, span:], out[:, :-span], power)], dim=1)
-        span, power = 2 * span, power * power
-    return out
+    if x.device.type == "cpu" and not chunks_on_cpu:
+        return _double(x, h, torch.addcmul, w)
+    steps, size = x.shape[1], min(CHANNEL_CHUNK, x.shape[1])
+    chunks = F.pad(x, (0, 0, 0, -steps % size)).unflatten(1, (-1, size))  # (B, J, C, D)
+    ages = torch.arange(size, device=x.device)
+    powers = torch.pow(w[:, None], ages)  # (D, C)
+    age = ages[:, None] - ages
+    decay = powers[:, age.clamp(min=0)] * (age >= 0)  # (D, C, C)
+    inner = torch.einsum("dts,bjsd->bjtd", decay, chunks)
+    ends = _double(inner[:, :, -1], h, torch.addcmul, powers[:, -1] * w)
+    before = torch.cat([h[:, None], ends[:, :-1]], dim=1)
+    return torch.addcmul(inner, before[:, :, None], (powers * w[:, None]).t()).flatten(1, 2)[
+        :, :steps
+    ]
 
 
 def scan_states(u: Tensor, A: Tensor, s: Tensor) -> Tensor:
-    """Return all s_t of `s_t = A s_(t-1) + u_t`: u (B, T, N), A (N, N), s (B, N) -> (B, T, N)."""
-    out = torch.cat([u[:, :1] + F.linear(s, A)[:, None], u[:, 1:]], dim=1)
-    span, power = 1, A
-    while span < u.shape[1]:
-        out = torch.cat([out[:, :span], out[:, span:] + F.linear(out[:, :-span], power)], dim=1)
-        span, power = 2 * span, power @ power
+    """Return all s_t of `s_t = A s_(t-1) + u_t`: u (B, T, N), A (N, N), s (B, N) -> (B, T, N).
+
+    As `scan_channels`; in chunks the powers of A stand in one matrix (C N, C N).
+    """
+    if u.device.type == "cpu" and not chunks_on_cpu:
+        return _double(u, s, _add_states, A)
+    steps, size = u.shape[1], min(STATE_CHUNK, u.shape[1])
+    chunks = F.pad(u, (0, 0, 0, -steps % size)).unflatten(1, (-1, size))  # (B, J, C, N)
+    powers = torch.eye(A.shape[0], dtype=A.dtype, device=A.device)[None]
+    top = A  # A^len(powers)
+    while len(powers) < size:
+        powers, top = torch.cat([powers, powers @ top]), top @ top
+    powers = powers[:size]
+    ages = torch.arange(size, device=u.device)
+    age = ages[:, None] - ages
+    decay = powers[age.clamp(min=0)] * (age >= 0)[..., None, None]  # (C, C, N, N)
+    matrix = decay.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+    inner = F.linear(chunks.flatten(2), matrix).unflatten(2, (size, -1))
+    step = powers[-1] @ A
+    ends = _double(inner[:, :, -1], s, _add_states, step)
+    before = torch.cat([s[:, None], ends[:, :-1]], dim=1)
+    carried = F.linear(before, (powers @ A).flatten(0, 1)).unflatten(2, (size, -1))
+    return (inner + carried).flatten(1, 2)[:, :steps]
+
+
+def _double(
+    x: Tensor, first: Tensor, add: Callable[[Tensor, Tensor, Tensor], Tensor], power: Tensor
+) -> Tensor:
+    """Return all y_j of `y_j = P y_(j-1) + x_j` for x (B, J, ...) from y = first: log2(J) rounds.
+
+    `add(x, y, P)` is x + P y; powers of P are as `power @ power` for a matrix, else elementwise.
+    """
+    out = torch.cat([add(x[:, :1], first[:, None], power), x[:, 1:]], dim=1)
+    span = 1
+    while span < x.shape[1]:
+        out = torch.cat([out[:, :span], add(out[:, span:], out[:, :-span], power)], dim=1)
+        span, power = 2 * span, power @ power if power.ndim == 2 else power * power
     return out
+
+
+def _add_states(x: Tensor, y: Tensor, power: Tensor) -> Tensor:
+    return x + F.linear(y, power)
 
 
 def _forward(
@@ -93,6 +141,16 @@ def _backward(
     return (1 - w) * lam, sigma, grad_w, grad_D, w * lam[:, 0], F.linear(sigma[:, 0], A.t())
 
 
+def _exact(x: Tensor) -> AbstractContextManager:
+    """Keep products in their operands' type, also under autocast."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if _is_autocast(device) else nullcontext()
+
+
+def _is_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class _Recurrence(torch.autograd.Function):
     """Both recurrences over time, with a backward that costs two more scans."""
 
@@ -100,7 +158,8 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx, x, u, w, A, D, h, s):  # type: ignore[no-untyped-def]
         ctx.compiled = _fits_kernel(x, u, w, A, D, h, s)
         run: Any = recurrence_forward_kernel if ctx.compiled else _forward
-        y, s_BTN, h_end, s_end = run(x, u, w, A, D, h, s)
+        with _exact(x):  # sums over all time stay float32
+            y, s_BTN, h_end, s_end = run(x, u, w, A, D, h, s)
         ctx.save_for_backward(x, w, A, D, h, s, s_BTN)
         return y, s_BTN, h_end, s_end
 
@@ -109,11 +168,12 @@ class _Recurrence(torch.autograd.Function):
     def backward(ctx, grad_y, grad_s, grad_h, grad_end):  # type: ignore[no-untyped-def]
         *_, s, s_BTN = saved = ctx.saved_tensors
         run: Any = recurrence_backward_kernel if ctx.compiled else _backward
-        grad_x, grad_u, grad_w, grad_D, grad_h0, grad_s0 = run(
-            saved, grad_y, grad_s, grad_h, grad_end
-        )
-        before = torch.cat([s[:, None], s_BTN[:, :-1]], dim=1)
-        grad_A = grad_u.flatten(0, 1).t() @ before.flatten(0, 1)
+        with _exact(s):
+            grad_x, grad_u, grad_w, grad_D, grad_h0, grad_s0 = run(
+                saved, grad_y, grad_s, grad_h, grad_end
+            )
+            before = torch.cat([s[:, None], s_BTN[:, :-1]], dim=1)
+            grad_A = grad_u.flatten(0, 1).t() @ before.flatten(0, 1)
         return grad_x, grad_u, grad_w, grad_A, grad_D, grad_h0, grad_s0
 
 
@@ -146,7 +206,8 @@ def recurrence(
     if _fits_kernel(x, u, w, A, D, h, s):
         assert recurrence_forward_kernel is not None
         return recurrence_forward_kernel(x, u, w, A, D, h, s)
-    return _forward(x, u, w, A, D, h, s)
+    with _exact(x):
+        return _forward(x, u, w, A, D, h, s)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -252,16 +313,16 @@ class _Recompute(torch.autograd.Function):
     def forward(ctx, x, function, hold):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
         ctx.function, ctx.hold = function, hold
-        ctx.autocast = (torch.is_autocast_enabled(x.device.type), x.device.type)
+        ctx.autocast = _is_autocast(x.device.type)
         return function(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x = ctx.saved_tensors[0].detach().requires_grad_()
-        enabled, device = ctx.autocast
+        low = torch.autocast(x.device.type, torch.bfloat16) if ctx.autocast else nullcontext()
         with ctx.hold():
-            with torch.enable_grad(), torch.autocast(device, torch.bfloat16, enabled=enabled):
+            with torch.enable_grad(), low:
                 y = ctx.function(x)
             torch.autograd.backward(y, grad)
         return x.grad, None, None
@@ -310,7 +371,8 @@ class _HeadLoss(torch.autograd.Function):
         needs = any(ctx.needs_input_grad)
         total = hidden.new_zeros((), dtype=torch.float32)
         grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
-        low = A.dtype if not torch.is_autocast_enabled("cpu") else torch.bfloat16
+        device = hidden.device.type
+        low = torch.get_autocast_dtype(device) if _is_autocast(device) else A.dtype
         A_low, B_low = A.to(low), B.to(low)
         fits = _fits_cpu(A, bias) and low in (torch.float32, torch.bfloat16)
         cross_entropy: Any = cross_entropy_kernel if fits else None
@@ -340,10 +402,12 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def head_loss(
-    hidden: Tensor, A: Tensor, B: Tensor, bias: Tensor, targets: Tensor, block: int = 256
+    hidden: Tensor, A: Tensor, B: Tensor, bias: Tensor, targets: Tensor, block: int | None = None
 ) -> Tensor:
     """Return the cross-entropy, in nats, summed over all tokens.
 
-    hidden (tokens, D), A (V, R), B (R, D), bias (V), targets (tokens) int64.
+    hidden (tokens, D), A (V, R), B (R, D), bias (V), targets (tokens) int64. `block` tokens have
+    their logits at once: 256 on a CPU, where they stay in the cache, 8,192 elsewhere.
     """
+    block = block or (256 if hidden.device.type == "cpu" else 8192)
     return _HeadLoss.apply(hidden, A, B, bias, targets, block)

@@ -116,7 +116,8 @@ def _new_state(p: Tensor, name: str, bits: int) -> State:
     shape = shape_of(p)
     if bits == 32 or shape.numel() < SMALL:
         return torch.zeros(shape, dtype=p.dtype, device=p.device)
-    return BlockState.zeros(shape.numel(), bits, signed=name != "exp_avg_sq")
+    signed = name != "exp_avg_sq"
+    return BlockState.zeros(shape.numel(), bits, signed=signed, device=p.device)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from i3lm.rounding import draws
 
 BLOCK = 128
 SMALLEST = 1e-30  # a block with no larger number is all zero
-CHUNK = 1 << 16  # numbers that plain torch treats at a time: its temporaries stay small
+# Numbers that plain torch treats at a time: on a CPU its temporaries stay small, elsewhere a call
+# of a kernel costs more than a thousand numbers.
+CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 24
 SIGNED_LEVELS = {4: 7, 8: 127}
 UNSIGNED_LEVELS = {4: 16, 8: 256}
 
@@ -37,11 +39,14 @@ class BlockState:
     signed: bool
 
     @classmethod
-    def zeros(cls, count: int, bits: int, *, signed: bool) -> "BlockState":
+    def zeros(
+        cls, count: int, bits: int, *, signed: bool, device: torch.device | None = None
+    ) -> "BlockState":
         """Return a state of zeros: the scales are 0."""
         blocks = -(-count // BLOCK)
-        codes = torch.zeros(blocks * BLOCK * bits // 8, dtype=torch.uint8)
-        return cls(codes, torch.zeros(blocks, dtype=torch.float32), count, bits, signed)
+        codes = torch.zeros(blocks * BLOCK * bits // 8, dtype=torch.uint8, device=device)
+        scales = torch.zeros(blocks, dtype=torch.float32, device=device)
+        return cls(codes, scales, count, bits, signed)
 
     @property
     def levels(self) -> int:
@@ -53,7 +58,7 @@ class BlockState:
         if self.signed and _compiled(out):
             tensor_call("i3_read_states", self.count, self.bits, self.codes, self.scales, out)
             return
-        for begin, end in _chunks(self.count):
+        for begin, end in _chunks(self.count, out):
             out[begin:end] = self._read(begin, end)
 
     def write(self, x: Tensor, seed: int) -> None:
@@ -62,8 +67,8 @@ class BlockState:
             arguments = (self.count, self.bits, self.codes, self.scales, x, seed)
             tensor_call("i3_write_states", *arguments)
             return
-        for begin, end in _chunks(self.count):
-            self._write(begin, x[begin:end], draws(begin, end, seed)[0])
+        for begin, end in _chunks(self.count, x):
+            self._write(begin, x[begin:end], draws(begin, end, seed, x.device)[0])
 
     def _read(self, begin: int, end: int) -> Tensor:
         blocks = slice(begin // BLOCK, -(-end // BLOCK))
@@ -83,7 +88,7 @@ class BlockState:
         x, chance = (torch.nn.functional.pad(t, (0, pad)).view(-1, BLOCK) for t in (x, chance))
         roots = x.abs().sqrt() if self.signed else x
         scales = x.abs().amax(1)
-        scales[scales <= SMALLEST] = 0
+        scales = torch.where(scales <= SMALLEST, 0, scales)
         unit = torch.where(scales > 0, self.levels / (scales.sqrt() if self.signed else scales), 0)
         k = quadratic_code(roots * unit[:, None], self.levels, chance)
         codes = self.levels + k * x.sign() if self.signed else k.clamp(min=1) - 1
@@ -123,9 +128,9 @@ def adamw_states(
         tensor_call("i3_adamw_states", p.numel(), mean.bits, p, grad, *states, seed, *settings)
         return
     flat_p, flat_g = p.view(-1), grad.reshape(-1)
-    for begin, end in _chunks(p.numel()):
+    for begin, end in _chunks(p.numel(), p):
         w, g = flat_p[begin:end], flat_g[begin:end]
-        first, second = draws(begin, end, seed)
+        first, second = draws(begin, end, seed, p.device)
         m = mean._read(begin, end).lerp_(g, 1 - betas[0])
         v = square._read(begin, end).lerp_(g * g, 1 - betas[1]).sqrt_()
         change = unbias[0] * m / (v * unbias[1] + eps)
@@ -151,15 +156,16 @@ def lion_states(
         tensor_call("i3_lion_states", p.numel(), mean.bits, p, grad, *state, seed, *settings)
         return
     flat_p, flat_g = p.view(-1), grad.reshape(-1)
-    for begin, end in _chunks(p.numel()):
+    for begin, end in _chunks(p.numel(), p):
         w, g = flat_p[begin:end], flat_g[begin:end]
         m = mean._read(begin, end)
         w.sub_(lr * (weight_decay * w + m.lerp(g, 1 - betas[0]).sign_()))
-        mean._write(begin, m.lerp_(g, 1 - betas[1]), draws(begin, end, seed)[0])
+        mean._write(begin, m.lerp_(g, 1 - betas[1]), draws(begin, end, seed, p.device)[0])
 
 
-def _chunks(count: int) -> list[tuple[int, int]]:
-    return [(begin, min(count, begin + CHUNK)) for begin in range(0, count, CHUNK)]
+def _chunks(count: int, x: Tensor) -> list[tuple[int, int]]:
+    size = CHUNK if x.device.type == "cpu" else DEVICE_CHUNK
+    return [(begin, min(count, begin + size)) for begin in range(0, count, size)]
 
 
 def _compiled(*tensors: Tensor) -> bool:

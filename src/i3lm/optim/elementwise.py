@@ -32,7 +32,7 @@ def adamw_update(group: ParameterGroup, grads: list[Tensor], lr: float, steps: i
     if not whole:
         return
     p_s, g_s, m_s, v_s = map(list, zip(*whole, strict=True))
-    count = torch.tensor(float(steps))
+    count = torch.tensor(float(steps), device=p_s[0].device)  # where the fused kernel reads it
     torch._fused_adamw_(
         p_s,
         g_s,

@@ -108,7 +108,7 @@ def _read(momentum: State) -> Tensor:
     """Return a momentum as float32 numbers, flat where it is in blocks."""
     if not isinstance(momentum, BlockState):
         return momentum
-    whole = torch.empty(momentum.count, dtype=torch.float32)
+    whole = torch.empty(momentum.count, dtype=torch.float32, device=momentum.scales.device)
     momentum.read(whole)
     return whole
 
@@ -118,15 +118,27 @@ def _advance(matrices: list[_Matrix], beta: float) -> None:
     if all(_compiled(m.p, m.grad, m.momentum) for m in matrices):
         _advance_compiled(matrices, beta)
         return
-    for p, grad, momentum, maps, joined, keep, rate in matrices:
-        momentum = momentum.view_as(p)  # type: ignore[union-attr]
-        momentum.lerp_(grad, 1 - beta)
-        step = torch.lerp(grad, momentum, beta)
-        parts = step.chunk(maps, 1 if joined else 0)
-        tall = parts[0].shape[0] > parts[0].shape[1]
-        batch = torch.stack([part.t() if tall else part for part in parts])
-        directions = [x.t() if tall else x for x in orthogonalise(batch)]
-        p.mul_(keep).sub_(torch.cat(directions, 1 if joined else 0), alpha=rate)
+    alike: dict[tuple, list[_Matrix]] = {}  # one product serves all maps of a shape
+    for m in matrices:
+        alike.setdefault((m.p.shape, m.maps, m.joined, m.p.device), []).append(m)
+    for group in alike.values():
+        _advance_alike(group, beta)
+
+
+def _advance_alike(matrices: list[_Matrix], beta: float) -> None:
+    """Advance matrices of one shape, whose maps are as many and lie in the same way."""
+    steps = []
+    for m in matrices:
+        momentum = m.momentum.view_as(m.p)  # type: ignore[union-attr]
+        momentum.lerp_(m.grad, 1 - beta)
+        steps.append(torch.lerp(m.grad, momentum, beta))
+    maps, side = matrices[0].maps, 2 if matrices[0].joined else 1
+    parts = torch.cat(torch.stack(steps).chunk(maps, side))
+    tall = parts.shape[1] > parts.shape[2]
+    x = orthogonalise(parts.mT if tall else parts)
+    directions = torch.cat((x.mT if tall else x).chunk(maps), side)
+    for m, direction in zip(matrices, directions, strict=True):
+        m.p.mul_(m.keep).sub_(direction, alpha=m.rate)
 
 
 def _compiled(*tensors: Tensor | BlockState) -> bool:

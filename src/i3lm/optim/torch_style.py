@@ -46,9 +46,8 @@ class _LowBit(torch.optim.Optimizer):
         if not state:
             state["step"] = 0
             for name, signed in self.signed.items():
-                empty = BlockState.zeros(p.numel(), self.bits, signed=signed)
-                state[f"{name}.codes"] = empty.codes.to(p.device)
-                state[f"{name}.scales"] = empty.scales.to(p.device)
+                empty = BlockState.zeros(p.numel(), self.bits, signed=signed, device=p.device)
+                state[f"{name}.codes"], state[f"{name}.scales"] = empty.codes, empty.scales
         state["step"] += 1
         blocks = [
             BlockState(

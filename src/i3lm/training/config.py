@@ -83,6 +83,8 @@ class TrainConfig:
     documents: Division = "auto"
     lowercase: bool = False
     skip_bad_lines: bool = False  # leave out, and count, lines that are no rows or conversations
+    stream: int | None = None  # bytes of tokens on disk at a time; None: all of them
+    compile: bool | None = None  # the layers, by torch.compile; None: on CUDA
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -95,6 +97,7 @@ class TrainConfig:
             "steps",
             "time",
             "memory",
+            "stream",
         )
         for name in (*positive, "threads", "clip"):
             value = getattr(self, name)

@@ -4,6 +4,7 @@ import ctypes
 import sys
 import time
 
+import numpy as np
 import torch
 
 from i3lm.errors import UserError
@@ -17,6 +18,14 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device {name} is not to be had here; use --device cpu") from None
     return device
+
+
+def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array on the device; to a GPU through pinned memory, without waiting for it."""
+    tensor = torch.from_numpy(rows)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

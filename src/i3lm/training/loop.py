@@ -11,11 +11,11 @@ from types import FrameType
 import numpy as np
 import torch
 
-from i3lm.data import Corpus, Loader
+from i3lm.data import Corpus
+from i3lm.data.segments import SourceLost
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
-from i3lm.tokenizer import BOS
 from i3lm.training.checkpoint import (
     Counters,
     list_checkpoints,
@@ -24,7 +24,7 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.hardware import resident_bytes
+from i3lm.training.hardware import resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes, format_duration
@@ -34,7 +34,8 @@ NO_MEMORY = "the system gives no more memory"
 EVALUATIONS = 10  # of a run
 RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
-MICROBATCH_TOKENS = 1024
+MICROBATCH_TOKENS = 1024  # elsewhere many more, which fill a GPU and fit one of 8 GB
+DEVICE_MICROBATCH_TOKENS = 16_384
 SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
 STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SIGNALS = [
@@ -84,12 +85,21 @@ class Trainer:
                     "--weight-bits and --qat-bits are for --device cpu; leave them away"
                 )
             network.model.store(few, config.seed, master=config.qat_bits is not None)
+        if device.type == "cuda" if config.compile is None else config.compile:
+            network.model.compile_layers()
         self.autocast = precision == "bf16"
+        if self.autocast and device.type == "cuda":
+            torch.set_float32_matmul_precision(
+                "high"
+            )  # TF32: finer than bf16, fast on tensor cores
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
-        wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
+        at_once = MICROBATCH_TOKENS if device.type == "cpu" else DEVICE_MICROBATCH_TOKENS
+        wanted = config.microbatch or max(1, at_once // self.context)
         self.microbatch = min(wanted, self.sequences)
-        self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
+        self.loader = corpus.loader(
+            self.context, self.sequences, config.seed, wait=self.heed_signals
+        )
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
         self._peak = 0  # bytes that were seen and answered
@@ -113,6 +123,7 @@ class Trainer:
         """End what runs beside the training, and close its file."""
         self.stopwatch.stop()
         self.metrics.close()
+        self.loader.close()
 
     @property
     def seconds(self) -> float:
@@ -161,6 +172,9 @@ class Trainer:
             except Torn:
                 yield {"note": self._mend()}
                 continue
+            except SourceLost:
+                self.save()
+                raise
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
@@ -280,7 +294,7 @@ class Trainer:
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.device)  # read at the end: a GPU need not be waited for
         count = self.sequences * self.context
         first = self.counters.step * self.sequences
         began: list[float] = []
@@ -292,11 +306,11 @@ class Trainer:
             size = min(self.microbatch, self.sequences - begin)
             rows = self.loader.windows(first + begin, size)
             self._require_tokens(rows, first + begin)
-            inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
+            inputs, targets = (to_device(part, self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.network.loss(inputs, targets) / count
             loss.backward()
-            total += loss.detach().cpu()
+            total += loss.detach()
         return float(total)
 
     def _require_time(self, began: list[float]) -> None:
@@ -343,10 +357,10 @@ class Trainer:
     def _require_sound_weights(self) -> None:
         """Refuse weights that the last update has ruined: the next step would only then find out,
         and go back to them."""
-        first = self.counters.step * self.sequences
-        inputs, targets = (
-            torch.from_numpy(rows).to(self.device) for rows in self.loader.windows(first, 1)
-        )
+        if self.counters.step == 0:
+            return
+        newest = self.counters.step * self.sequences - 1  # at hand, where the next may not be
+        inputs, targets = (to_device(rows, self.device) for rows in self.loader.windows(newest, 1))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = float(self.network.loss(inputs, targets)) / self.context
         try:
@@ -381,7 +395,8 @@ class Trainer:
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether the system refused memory; torch's allocator says so in a RuntimeError."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return refused or "can't allocate memory" in str(error)
 
 
 class _Clock:

@@ -40,7 +40,7 @@ from i3lm.training.lock import lock_folder
 from i3lm.training.loop import Interrupted, Trainer
 from i3lm.training.planning import plan_run, require_machine
 from i3lm.training.text import begun_as, open_text, require_enough
-from i3lm.units import format_duration
+from i3lm.units import format_bytes, format_duration
 
 SAMPLE_TOKENS = 48
 
@@ -136,6 +136,10 @@ def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listene
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
             text = "the C kernels are not built (no compiler?); training runs on slower torch code"
+            tell("note", {"text": text})
+        if config.stream:
+            size = format_bytes(config.stream)
+            text = f"the tokens below are a sample; training reads on, {size} of tokens at a time"
             tell("note", {"text": text})
         tell(
             "start",
@@ -332,7 +336,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "context": trainer.context,
         "steps": counters.step,
         "tokens": counters.tokens,
-        "epochs": counters.tokens / len(corpus.train),
+        "epochs": corpus.epochs(counters.tokens),
         "minutes": trainer.seconds / 60,
         "tokens_per_second": counters.tokens / max(trainer.seconds, 1e-9),
         "optimizer": config.optimizer,

@@ -44,6 +44,8 @@ class Settings(TypedDict, total=False):
     documents: Division | None
     lowercase: bool | None
     skip_bad_lines: bool | None
+    stream: int | str | None  # bytes, or "128MB"
+    compile: bool | None
 
 
 def configure(**settings: Unpack[Settings]) -> TrainConfig:
@@ -82,8 +84,9 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["out"] = str(fields["out"])
     if isinstance(fields.get("time"), str):
         fields["time"] = parse_duration(fields["time"])
-    if isinstance(fields.get("memory"), str):
-        fields["memory"] = parse_size(fields["memory"])
+    for name in ("memory", "stream"):
+        if isinstance(fields.get(name), str):
+            fields[name] = parse_size(fields[name])
     for name in ("checkpoint_every", "eval_every"):
         if isinstance(fields.get(name), int | str) and not isinstance(fields[name], bool):
             fields[name] = _every(fields[name])

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.data.packing import Differs, without_source
+from i3lm.data.streaming import prepare_stream
 from i3lm.errors import UserError
 from i3lm.training.config import BATCH_TOKENS, TrainConfig
 
@@ -38,7 +40,7 @@ def open_text(config: TrainConfig, begun: TrainConfig | None, tell: Tell) -> Cor
             skip_bad=config.skip_bad_lines,
         )
     except UserError:
-        if begun is None or begun.data != config.data:
+        if begun is None or begun.data != config.data or config.stream is not None:
             raise
         with _kept_text(config):
             corpus, gone = without_source(folder)
@@ -49,7 +51,8 @@ def open_text(config: TrainConfig, begun: TrainConfig | None, tell: Tell) -> Cor
         tell("note", {"text": f"{text} (checksums agree; name a new place with --data)"})
         return corpus
     with contextlib.nullcontext() if begun is None else _kept_text(config):
-        corpus = prepare(
+        make = prepare if config.stream is None else partial(prepare_stream, config.stream)
+        corpus = make(
             source,
             folder,
             vocab_size=size,
