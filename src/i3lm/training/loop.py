@@ -10,6 +10,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
@@ -24,6 +25,7 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
+from i3lm.training.halves import Halves
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.stopwatch import Stopwatch
@@ -90,9 +92,21 @@ class Trainer:
         self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self._halves = self._make_halves()
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self.stopwatch = Stopwatch()
+
+    def _make_halves(self) -> Halves | None:
+        """Where there are cores for two halves, and memory for a second set of gradients: none
+        of the means to save memory is in use."""
+        c, threads = self.config, torch.get_num_threads()
+        whole = (c.qat_bits or c.weight_bits, c.state_bits or 32) == (32, 32)
+        if not whole or (c.gradient_checkpointing or "none") != "none":
+            return None
+        if self.device.type != "cpu" or c.memory is not None or c.return_memory:
+            return None
+        return Halves(self.network, threads) if min(threads, self.microbatch) > 1 else None
 
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
@@ -111,6 +125,12 @@ class Trainer:
         """End what runs beside the training, and close its file."""
         self.stopwatch.stop()
         self.metrics.close()
+        self._join_halves()
+
+    def _join_halves(self) -> None:
+        if self._halves:
+            self._halves.close()
+        self._halves = None
 
     @property
     def seconds(self) -> float:
@@ -258,6 +278,7 @@ class Trainer:
 
     def _take_less(self, why: str) -> str:
         """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
+        self._join_halves()
         if self.microbatch > 1:
             self.microbatch //= 2
             return f"{why}; it goes on with a microbatch of {self.microbatch}"
@@ -271,20 +292,31 @@ class Trainer:
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
+        self.heed_signals()
+        if self._halves:
+            return float(self._halves.run(lambda network, half: self._gradients(network, half, 2)))
+        return float(self._gradients(self.network, 0, 1))
+
+    def _gradients(self, network: I3Network, part: int, parts: int) -> Tensor:
+        """Add up the gradients of one part of each microbatch; return the part's share of the
+        loss."""
         total = torch.zeros(())
         count = self.sequences * self.context
         first = self.counters.step * self.sequences
         for begin in range(0, self.sequences, self.microbatch):
             self.heed_signals()
             size = min(self.microbatch, self.sequences - begin)
-            rows = self.loader.windows(first + begin, size)
-            self._require_tokens(rows, first + begin)
-            inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
+            here, end = (begin + size * k // parts for k in (part, part + 1))
+            if here == end:
+                continue
+            rows = self.loader.windows(first + here, end - here)
+            self._require_tokens(rows, first + here)
+            inputs, targets = (torch.from_numpy(half).to(self.device) for half in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.network.loss(inputs, targets) / count
+                loss = network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach().cpu()
-        return float(total)
+        return total
 
     def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
         """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
