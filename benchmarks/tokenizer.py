@@ -28,7 +28,7 @@ PEER = 4_000_000  # characters that the peer learns its merges on, and encodes i
 
 
 def run(
-    *, rounds: int, threads: int, data: str | None = None, megabytes: float = 32.0
+    *, rounds: int, threads: int, data: str | None = None, megabytes: float = 128.0
 ) -> dict[str, Any]:
     """Measure; return what the JSON holds."""
     try:

@@ -574,6 +574,27 @@ def test_full_disk(tmp_path, corpus_file, monkeypatch):
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def test_threads_flush_on_the_way(tmp_path, corpus_file, monkeypatch):
+    """With threads the device is waited for as the files grow; the files are the same."""
+    real, flushed = os.fsync, []
+
+    def fsync(handle):
+        flushed.append(handle)
+        real(handle)
+
+    monkeypatch.setattr("i3lm.data.passes.os.fsync", fsync)
+    monkeypatch.setattr("i3lm.data.passes._SYNCED", 1)
+    counts, files = [], []
+    for threads in (1, 2):
+        flushed.clear()
+        folder = tmp_path / f"c{threads}"
+        prepare(open_source(corpus_file), folder, vocab_size=VOCAB, threads=threads)
+        counts.append(len(flushed))
+        files.append([(folder / f"{split}.bin").read_bytes() for split in ("train", "held_out")])
+    assert counts[1] > counts[0]
+    assert files[0] == files[1]
+
+
 def test_progress_and_skipped(tmp_path, corpus_file):
     with open(corpus_file, "a") as file:
         file.write("\n \n")

@@ -10,7 +10,7 @@ from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.native import tensor_library
 from i3lm.optim import make_optimizer
-from i3lm.optim.blockwise import BLOCK, BlockState, adamw_states, lion_states
+from i3lm.optim.blockwise import BLOCK, BlockState, Update, adamw_states, lion_states
 from i3lm.presets import Architecture
 from i3lm.rounding import draws, seed_of
 
@@ -84,22 +84,28 @@ def test_rounding_has_the_right_mean(bits, signed):
 @pytest.mark.parametrize("count", SIZES)
 @pytest.mark.parametrize("rule", ["adamw", "lion"])
 def test_kernels_do_what_plain_torch_does(monkeypatch, bits, count, rule):
-    runs = []
+    runs, kept = [], 2 if rule == "adamw" else 1
     for compiled in (True, False):
         with monkeypatch.context() as patch:
             if not compiled:
                 plain(patch)
-            p = numbers(count, seed=2)
-            states = [BlockState.zeros(count, bits, signed=s) for s in (True, False)]
+            # Two parameters: their numbers are shared out together.
+            parameters = [numbers(count, seed=2), numbers(3 * count + 5, seed=3)]
+            states = [
+                tuple(BlockState.zeros(len(p), bits, signed=s) for s in (True, False)[:kept])
+                for p in parameters
+            ]
             for step in range(1, 4):
                 settings = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
-                settings["seed"] = seed_of(step, 3)
-                grad = numbers(count, seed=10 + step)
+                updates = [
+                    Update(p, numbers(len(p), seed=10 * i + step), state, seed_of(step, i))
+                    for i, (p, state) in enumerate(zip(parameters, states, strict=True), 3)
+                ]
                 if rule == "adamw":
-                    adamw_states(p, grad, *states, eps=1e-8, step=step, **settings)
+                    adamw_states(updates, eps=1e-8, step=step, **settings)
                 else:
-                    lion_states(p, grad, states[0], **settings)
-            runs.append((p, states))
+                    lion_states(updates, **settings)
+            runs.append((torch.cat(parameters), [s for state in states for s in state]))
     (p, states), (q, others) = runs
     # A number at the edge of two levels may fall on either side by the last bit of a sum.
     assert torch.isclose(p, q, rtol=1e-4, atol=1e-6).double().mean() > 0.999
@@ -115,9 +121,9 @@ def test_one_step_from_nothing_is_exact(bits):
     reference = torch.nn.Parameter(p.clone())
     reference.grad = numbers(5000, seed=4)
     torch.optim.AdamW([reference], lr=0.1, weight_decay=0.2).step()
-    states = [BlockState.zeros(5000, bits, signed=s) for s in (True, False)]
+    states = tuple(BlockState.zeros(5000, bits, signed=s) for s in (True, False))
     settings = {"betas": (0.9, 0.999), "weight_decay": 0.2, "eps": 1e-8}
-    adamw_states(p, reference.grad, *states, lr=0.1, step=1, seed=1, **settings)
+    adamw_states([Update(p, reference.grad, states, 1)], lr=0.1, step=1, **settings)
     torch.testing.assert_close(p, reference.detach(), rtol=1e-5, atol=1e-6)
 
 

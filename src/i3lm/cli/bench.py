@@ -60,7 +60,7 @@ def decode(**options: Any) -> None:
 @click.option(
     "--megabytes",
     type=click.FloatRange(0.1),
-    default=32.0,
+    default=128.0,
     help="Of built-in text.",
     show_default=True,
 )

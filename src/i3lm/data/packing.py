@@ -211,7 +211,10 @@ def prepare(
         with writing_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             remove_parts(folder)
-            writers = {split: TokenFile(folder / f".{split}.bin.part") for split in SPLITS}
+            writers = {
+                split: TokenFile(folder / f".{split}.bin.part", beside=threads > 1)
+                for split in SPLITS
+            }
             try:
                 with _naming_what_changed(source, before):
                     encode(source, plan, tokenizer, writers, threads=threads, report=report)

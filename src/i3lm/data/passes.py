@@ -28,6 +28,7 @@ SPLITS = ("train", "held_out")
 _COUNTS = ("documents", "characters", "bytes")
 _NONE = np.zeros(0, np.uint16)
 BATCH = 1 << 20  # characters of documents that make a piece
+_SYNCED = 8 << 20  # bytes of a token file that wait for the device at once
 _AHEAD = 6  # pieces in work at once where there are threads, however many
 
 Progress = Callable[[str, float], None]
@@ -121,10 +122,15 @@ class Tokens:
 
 
 class TokenFile:
-    """One file of raw little-endian uint16, and the counts of what is in it."""
+    """One file of raw little-endian uint16, and the counts of what is in it.
 
-    def __init__(self, path: Path) -> None:
+    `beside`: other threads go on while this one waits for the device, so it need not do so at the
+    end for all of the file.
+    """
+
+    def __init__(self, path: Path, *, beside: bool = False) -> None:
         self.path = path
+        self._beside, self._unsynced = beside, 0
         self._file = open(path, "wb")  # noqa: SIM115 (closed by close or discard)
         self._hash = hashlib.sha256()
         self._counts = {"documents": 0, "tokens": 0, "characters": 0, "bytes": 0}
@@ -134,16 +140,23 @@ class TokenFile:
         ids = tokens.ids.astype("<u2", copy=False)
         self._file.write(ids.data)
         self._hash.update(ids.data)
+        self._unsynced += ids.nbytes
+        if self._beside and self._unsynced >= _SYNCED:
+            self._sync()
         self._counts["tokens"] += len(ids)
         for name in _COUNTS:
             self._counts[name] += getattr(tokens, name)
 
     def close(self) -> dict[str, Any]:
         """Flush the file to the device; return its entry of the manifest."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._sync()
         self._file.close()
         return {**self._counts, "sha256": self._hash.hexdigest()}
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
 
     def discard(self) -> None:
         """Remove the file, unless it has been moved to its place."""

@@ -215,23 +215,41 @@ SPANS(8)
         }                                                                                \
     } while (0)
 
-/* beta and decay as in AdamW; unbias1 = 1 / (1 - beta1^t), unbias2 = 1 / sqrt(1 - beta2^t). */
-int i3_adamw_states(int64_t count, int64_t bits, float *p, const float *g, uint8_t *mean_codes, float *mean_scales,
-                    uint8_t *square_codes, float *square_scales, int64_t seed, float lr, float beta1, float beta2,
+/* The same over tensors, of which threads take spans as they come. */
+#define FOR_TENSORS(call4, call8)                                                        \
+    do {                                                                                 \
+        _Pragma("omp parallel")                                                          \
+        for (int64_t t = 0; t < tensors; t++) {                                          \
+            int64_t count = counts[t], blocks = (count + BLOCK - 1) / BLOCK;             \
+            _Pragma("omp for schedule(dynamic) nowait")                                  \
+            for (int64_t begin = 0; begin < blocks; begin += CHUNK) {                    \
+                int64_t end = begin + CHUNK < blocks ? begin + CHUNK : blocks;           \
+                if (bits == 4) call4;                                                    \
+                else call8;                                                              \
+            }                                                                            \
+        }                                                                                \
+    } while (0)
+
+/* beta and decay as in AdamW; unbias1 = 1 / (1 - beta1^t), unbias2 = 1 / sqrt(1 - beta2^t). Counts, addresses and seeds are
+ * those of each tensor. */
+int i3_adamw_states(int64_t tensors, int64_t bits, const int64_t *counts, const int64_t *seeds, float *const *p,
+                    const float *const *g, uint8_t *const *mean_codes, float *const *mean_scales,
+                    uint8_t *const *square_codes, float *const *square_scales, float lr, float beta1, float beta2,
                     float decay, float eps, float unbias1, float unbias2) {
-    State mean = {mean_codes, mean_scales}, square = {square_codes, square_scales};
     Rule rule = {lr, beta1, beta2, decay, eps, unbias1, unbias2};
-    FOR_SPANS(adamw_span4(begin, end, count, p, g, mean, square, (uint32_t)seed, &rule),
-              adamw_span8(begin, end, count, p, g, mean, square, (uint32_t)seed, &rule));
+#define MEAN (State){mean_codes[t], mean_scales[t]}
+#define SQUARE (State){square_codes[t], square_scales[t]}
+    FOR_TENSORS(adamw_span4(begin, end, count, p[t], g[t], MEAN, SQUARE, (uint32_t)seeds[t], &rule),
+                adamw_span8(begin, end, count, p[t], g[t], MEAN, SQUARE, (uint32_t)seeds[t], &rule));
     return 0;
 }
 
-int i3_lion_states(int64_t count, int64_t bits, float *p, const float *g, uint8_t *codes, float *scales, int64_t seed,
-                   float lr, float beta1, float beta2, float decay) {
-    State mean = {codes, scales};
+int i3_lion_states(int64_t tensors, int64_t bits, const int64_t *counts, const int64_t *seeds, float *const *p,
+                   const float *const *g, uint8_t *const *mean_codes, float *const *mean_scales, float lr, float beta1,
+                   float beta2, float decay) {
     Rule rule = {lr, beta1, beta2, decay, 0, 0, 0};
-    FOR_SPANS(lion_span4(begin, end, count, p, g, mean, (uint32_t)seed, &rule),
-              lion_span8(begin, end, count, p, g, mean, (uint32_t)seed, &rule));
+    FOR_TENSORS(lion_span4(begin, end, count, p[t], g[t], MEAN, (uint32_t)seeds[t], &rule),
+                lion_span8(begin, end, count, p[t], g[t], MEAN, (uint32_t)seeds[t], &rule));
     return 0;
 }
 

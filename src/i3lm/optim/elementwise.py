@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from i3lm.optim.base import Optimizer, ParameterGroup
-from i3lm.optim.blockwise import BlockState, adamw_states, lion_states
+from i3lm.optim.blockwise import BlockState, Update, adamw_states, lion_states
 from i3lm.rounding import seed_of
 
 EPS = 1e-8
@@ -20,15 +20,16 @@ def adamw_update(group: ParameterGroup, grads: list[Tensor], lr: float, steps: i
     the compiler, 70 MB.
     """
     whole: list[tuple[Tensor, ...]] = []
+    updates: list[Update] = []
     means, squares = group.state["exp_avg"], group.state["exp_avg_sq"]
     for i, (p, g, m, v) in enumerate(zip(group.parameters, grads, means, squares, strict=True)):
         if isinstance(m, BlockState):
-            seed, decay = seed_of(steps, group.first + i), group.weight_decay
-            settings = {"betas": group.betas, "weight_decay": decay, "eps": EPS}
-            state = m, cast(BlockState, v)
-            adamw_states(p, g, *state, lr=lr, step=steps, seed=seed, **settings)  # type: ignore[arg-type]
+            states = m, cast(BlockState, v)
+            updates.append(Update(p, g.contiguous(), states, seed_of(steps, group.first + i)))
         else:
             whole.append((p, g, m, cast(Tensor, v)))
+    settings = {"betas": group.betas, "weight_decay": group.weight_decay, "eps": EPS}
+    adamw_states(updates, lr=lr, step=steps, **settings)  # type: ignore[arg-type]
     if not whole:
         return
     p_s, g_s, m_s, v_s = map(list, zip(*whole, strict=True))
@@ -72,13 +73,15 @@ class Lion(Optimizer):
     def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
         """Update one group, a parameter at a time so that temporaries stay small."""
         beta1, beta2 = group.betas
+        updates: list[Update] = []
         triples = zip(group.parameters, grads, group.state["exp_avg"], strict=True)
         for i, (p, g, m) in enumerate(triples):
             if isinstance(m, BlockState):
-                settings = {"lr": lr, "weight_decay": group.weight_decay}
-                seed = seed_of(self.steps, group.first + i)
-                lion_states(p, g, m, betas=group.betas, seed=seed, **settings)
+                updates.append(
+                    Update(p, g.contiguous(), (m,), seed_of(self.steps, group.first + i))
+                )
                 continue
             direction = torch.lerp(g, m, beta1).sign_()
             p.mul_(1 - lr * group.weight_decay).sub_(direction, alpha=lr)
             m.lerp_(g, 1 - beta2)
+        lion_states(updates, lr=lr, betas=group.betas, weight_decay=group.weight_decay)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from i3lm.optim.blockwise import BlockState, adamw_states, lion_states
+from i3lm.optim.blockwise import BlockState, Update, adamw_states, lion_states
 from i3lm.rounding import seed_of
 
 
@@ -112,7 +112,8 @@ class _AdamW(_LowBit):
         seed: int,
     ) -> None:
         settings = {name: group[name] for name in ("betas", "eps", "weight_decay")}
-        adamw_states(p, grad, *states, lr=float(group["lr"]), step=step, seed=seed, **settings)
+        update = Update(p, grad, tuple(states), seed)
+        adamw_states([update], lr=float(group["lr"]), step=step, **settings)
 
 
 class _Lion(_LowBit):
@@ -138,7 +139,8 @@ class _Lion(_LowBit):
         seed: int,
     ) -> None:
         settings = {name: group[name] for name in ("betas", "weight_decay")}
-        lion_states(p, grad, *states, lr=float(group["lr"]), seed=seed, **settings)
+        update = Update(p, grad, tuple(states), seed)
+        lion_states([update], lr=float(group["lr"]), **settings)
 
 
 def _check(lr: float, betas: tuple[float, float], weight_decay: float) -> None:

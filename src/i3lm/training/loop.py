@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import FrameType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from i3lm.data import Corpus
 from i3lm.data.segments import SourceLost
@@ -24,6 +26,7 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
+from i3lm.training.halves import Halves
 from i3lm.training.hardware import resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.stopwatch import Stopwatch
@@ -102,9 +105,22 @@ class Trainer:
         )
         self.counters = Counters()
         self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self._halves = self._make_halves()
+        self._reading = threading.Lock()  # a loader may have one reader at a time
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self.stopwatch = Stopwatch()
+
+    def _make_halves(self) -> Halves | None:
+        """Where there are cores for two halves, and memory for a second set of gradients: none
+        of the means to save memory is in use."""
+        c, threads = self.config, torch.get_num_threads()
+        whole = (c.qat_bits or c.weight_bits, c.state_bits or 32) == (32, 32)
+        if not whole or (c.gradient_checkpointing or "none") != "none":
+            return None
+        if self.device.type != "cpu" or c.memory is not None or c.return_memory:
+            return None
+        return Halves(self.network, threads) if min(threads, self.microbatch) > 1 else None
 
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
@@ -124,6 +140,12 @@ class Trainer:
         self.stopwatch.stop()
         self.metrics.close()
         self.loader.close()
+        self._join_halves()
+
+    def _join_halves(self) -> None:
+        if self._halves:
+            self._halves.close()
+        self._halves = None
 
     @property
     def seconds(self) -> float:
@@ -281,6 +303,7 @@ class Trainer:
 
     def _take_less(self, why: str) -> str:
         """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
+        self._join_halves()
         if self.microbatch > 1:
             self.microbatch //= 2
             return f"{why}; it goes on with a microbatch of {self.microbatch}"
@@ -294,6 +317,14 @@ class Trainer:
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
+        self.heed_signals()
+        if self._halves:
+            return float(self._halves.run(lambda network, half: self._gradients(network, half, 2)))
+        return float(self._gradients(self.network, 0, 1))
+
+    def _gradients(self, network: I3Network, part: int, parts: int) -> Tensor:
+        """Add up the gradients of one part of each microbatch; return the part's share of the
+        loss."""
         total = torch.zeros((), device=self.device)  # read at the end: a GPU need not be waited for
         count = self.sequences * self.context
         first = self.counters.step * self.sequences
@@ -304,14 +335,18 @@ class Trainer:
                 began.append(time.monotonic())
                 self._require_time(began)
             size = min(self.microbatch, self.sequences - begin)
-            rows = self.loader.windows(first + begin, size)
-            self._require_tokens(rows, first + begin)
-            inputs, targets = (to_device(part, self.device) for part in rows)
+            here, end = (begin + size * k // parts for k in (part, part + 1))
+            if here == end:
+                continue
+            with self._reading:
+                rows = self.loader.windows(first + here, end - here)
+            self._require_tokens(rows, first + here)
+            inputs, targets = (to_device(half, self.device) for half in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.network.loss(inputs, targets) / count
+                loss = network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach()
-        return float(total)
+        return total
 
     def _require_time(self, began: list[float]) -> None:
         """Refuse a first step that would take longer than the whole run; `began`: microbatches.
