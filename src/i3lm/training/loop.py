@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +28,7 @@ from i3lm.training.checkpoint import (
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
+from i3lm.training.parallel import Alone, Interrupted
 from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes
 
@@ -38,10 +41,6 @@ MICROBATCH_TOKENS = 1024
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; it stands between two steps."""
 
 
 class Diverged(Exception):
@@ -66,8 +65,10 @@ class Trainer:
         network: I3Network,
         precision: str,
         device: torch.device,
+        group: Alone | None = None,
     ) -> None:
         self.config, self.network, self.device = config, network, device
+        self.group = group or Alone()
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
@@ -85,27 +86,47 @@ class Trainer:
         self.autocast = precision == "bf16"
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
+        if self.group.launch.size > self.sequences:
+            raise UserError(
+                f"{self.group.launch.size} processes share the {self.sequences} sequences of a "
+                f"step; start fewer, or raise --batch-tokens {config.batch_tokens}"
+            )
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)
         self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
         self.counters = Counters()
-        self.metrics = MetricsFile(self.run / "metrics.jsonl")
+        self.group.adopt(network, self.optimizer)
+        chief = self.group.chief
+        self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self.stopwatch = Stopwatch()
 
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
-        if not list_checkpoints(self.run):  # killed before the first one
+        (found,) = self.group.from_chief(len(list_checkpoints(self.run)))
+        if not found:  # killed before the first one
             self.metrics.truncate(0)
+            self.spread()
             return [f"{self.run} has no checkpoint yet; the run begins anew"]
         return self._return_to_newest()
 
     def _return_to_newest(self) -> list[str]:
-        self.counters, notes = load_newest(self.run, self.network, self.optimizer)
-        set_aside(self.run, self.counters.step)
-        self.metrics.truncate(self.counters.metrics_bytes)
+        notes: list[str] = []
+        if self.group.chief:
+            more = self.group.state()
+            self.counters, notes = load_newest(self.run, self.network, self.optimizer, more)
+            set_aside(self.run, self.counters.step)
+            self.metrics.truncate(self.counters.metrics_bytes)
+        self.spread()
         return notes
+
+    def spread(self) -> None:
+        """Begin, or begin again, at the chief's weights, states and counters."""
+        counters = self.group.from_chief(*map(float, astuple(self.counters)))
+        kinds = (type(value) for value in astuple(self.counters))
+        self.counters = Counters(*(kind(x) for kind, x in zip(kinds, counters, strict=True)))
+        self.group.spread()
 
     def close(self) -> None:
         """End what runs beside the training, and close its file."""
@@ -141,7 +162,7 @@ class Trainer:
         checkpoint = _Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
         for clock in (evaluation, checkpoint):
             clock.start(self.counters.step, self.seconds)
-        while (progress := self.progress) < 1.0:
+        while (progress := self._agreed_progress()) < 1.0:
             try:
                 row = self.step(progress)
             except Diverged as error:
@@ -150,17 +171,34 @@ class Trainer:
                     clock.start(self.counters.step, self.seconds)
                 continue
             except Torn:
+                self._require_alone(NO_MEMORY)
                 yield {"note": self._mend()}
                 continue
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
+                self._require_alone(NO_MEMORY)
                 yield {"note": self._take_less(NO_MEMORY)}
                 continue
-            row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
-            row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
+            row["evaluate"], row["checkpoint"] = self._due(evaluation, checkpoint)
             yield row
-            self.heed_signals()
+            if note := self.group.slow():
+                yield {"note": note}
+            if self.group.launch.size == 1:  # several stop together, in a step
+                self.heed_signals()
+
+    def _agreed_progress(self) -> float:
+        """Return the progress as the chief sees it; between exchanges nobody ends."""
+        if self.group.together(self.counters.step):
+            return self.group.from_chief(self.progress)[0]
+        return min(self.progress, 1 - 1e-9)
+
+    def _due(self, *clocks: "_Clock") -> list[bool]:
+        """Say for each clock whether the chief's strikes, where all hold the same weights."""
+        step = self.counters.step
+        if not self.group.together(step):
+            return [False for _ in clocks]
+        return list(map(bool, self.group.from_chief(*(c.due(step, self.seconds) for c in clocks))))
 
     def _default_evaluation(self) -> Every:
         if self.config.steps:
@@ -192,6 +230,7 @@ class Trainer:
         self.optimizer.zero_grad()
         tokens = self.sequences * self.context
         self.counters.step += 1
+        self.group.stepped(self.counters.step)
         self.counters.tokens += tokens
         return {
             "step": self.counters.step,
@@ -221,7 +260,8 @@ class Trainer:
         """Return to the newest sound checkpoint with half the rate; return what was done."""
         cuts = self.counters.rate_cuts + 1
         lower = self.optimizer.groups[0].lr * 0.5**cuts
-        if not list_checkpoints(self.run):
+        (found,) = self.group.from_chief(len(list_checkpoints(self.run)))
+        if not found:
             raise UserError(
                 f"{reason}, before the first checkpoint; start again with --lr {lower:.2g}"
             )
@@ -256,6 +296,13 @@ class Trainer:
         self._peak = peak
         return self._take_less(f"the process took {format_bytes(peak)} of {format_bytes(limit)}")
 
+    def _require_alone(self, why: str) -> None:
+        """Refuse to repeat a step by itself where others have gone on with it."""
+        if self.group.launch.size > 1:
+            raise UserError(
+                f"{why}; all stop: go on with a smaller --microbatch, or fewer processes a machine"
+            )
+
     def _take_less(self, why: str) -> str:
         """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
         if self.microbatch > 1:
@@ -264,7 +311,8 @@ class Trainer:
         if self.network.model.checkpointing != "full":
             self.network.model.set_gradient_checkpointing("full")
             return f"{why}; it goes on with full gradient checkpointing"
-        self.save()
+        if self.group.chief:
+            self.save()
         raise UserError(
             f"{why}; all is saved, go on with more: i3lm train --resume {self.run} --memory ..."
         )
@@ -272,11 +320,14 @@ class Trainer:
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
         total = torch.zeros(())
-        count = self.sequences * self.context
-        first = self.counters.step * self.sequences
-        for begin in range(0, self.sequences, self.microbatch):
-            self.heed_signals()
-            size = min(self.microbatch, self.sequences - begin)
+        start, mine = self.group.share(self.sequences)
+        count = self.group.divisor(self.sequences) * self.context
+        first = self.counters.step * self.sequences + start
+        begun = time.perf_counter()
+        for begin in range(0, mine, self.microbatch):
+            if self._stop:
+                break
+            size = min(self.microbatch, mine - begin)
             rows = self.loader.windows(first + begin, size)
             self._require_tokens(rows, first + begin)
             inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
@@ -284,7 +335,10 @@ class Trainer:
                 loss = self.network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach().cpu()
-        return float(total)
+        step, seconds = self.counters.step + 1, time.perf_counter() - begun
+        mean = self.group.settle(step, float(total), self._stop, seconds)
+        self.group.add_gradients(self.network.parameters())
+        return mean
 
     def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
         """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
@@ -304,7 +358,8 @@ class Trainer:
             self.counters.metrics_bytes = self.metrics.flush()
         except OSError as error:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
-        save_checkpoint(self.run, self.network, self.optimizer, self.counters)
+        more = self.group.state()
+        save_checkpoint(self.run, self.network, self.optimizer, self.counters, more)
 
     @torch.no_grad()
     def _require_sound_weights(self) -> None:

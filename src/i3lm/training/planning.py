@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from i3lm.errors import UserError
+from i3lm.launch import Launch
 from i3lm.memory import Choice, Estimate, Wanted, plan
 from i3lm.presets import Architecture
 from i3lm.training.config import TrainConfig
@@ -82,12 +83,15 @@ def free_bytes() -> int | None:
     return min(free, total - resident_bytes()[0], _address_space_left())
 
 
-def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
+def plan_run(
+    config: TrainConfig, sizes: Architecture, launch: Launch | None = None
+) -> tuple[TrainConfig, Estimate]:
     """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
 
-    The limit is `config.memory`, else most of what is free. UserError for a limit that cannot be
-    kept or that the machine has not.
+    The limit is `config.memory`, else most of what is free, shared among a machine's processes.
+    UserError for a limit that cannot be kept or that the machine has not.
     """
+    launch = launch or Launch()
     total = machine_bytes()
     if config.memory is not None and total is not None and config.memory > total:
         raise UserError(
@@ -100,10 +104,10 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         limit = min(limit, runtime + _address_space_left())
     else:
         free = free_bytes()
-        limit = 1 << 62 if free is None else runtime + int(SPARE * free)
+        limit = 1 << 62 if free is None else runtime + int(SPARE * free / launch.local_size)
     context = sizes.max_position_embeddings
     wanted = Wanted(
-        sequences=max(1, round(config.batch_tokens / context)),
+        sequences=-(-max(1, round(config.batch_tokens / context)) // launch.size),
         context=context,
         optimizer=config.optimizer,
         low_bytes=2 if config.precision == "bf16" else 4,

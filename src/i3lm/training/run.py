@@ -34,9 +34,11 @@ from i3lm.training.heldout import (
     first_documents,
     sample_prompts,
 )
+from i3lm.training.joining import LOST, Meeting, joined, shared_config, shared_corpus
 from i3lm.training.lock import NAME as LOCK
-from i3lm.training.lock import lock_folder
-from i3lm.training.loop import Interrupted, Trainer
+from i3lm.training.lock import lock_folder, started_by_same
+from i3lm.training.loop import Trainer
+from i3lm.training.parallel import Alone, Interrupted, Lost
 from i3lm.training.planning import plan_run
 
 SAMPLE_TOKENS = 48
@@ -66,8 +68,19 @@ def train(
     model (loadable by transformers), `run.json`, `metrics.jsonl`, `report.html`, `data/` (the
     token files) and `checkpoints/`. Raises UserError for anything the user can mend.
     """
-    tell = _careful(listener)
+    choose_device(config.device)  # before anybody waits for this process
+    with joined(config, resume) as (group, meeting):
+        if group.chief:
+            return _lead(config, resume, _careful(listener), group, meeting)
+        return _train(config, Path(config.out), resume, lambda *event: None, group, meeting)
+
+
+def _lead(
+    config: TrainConfig, resume: bool, tell: Listener, group: Alone, meeting: Meeting | None
+) -> TrainResult:
+    """Train as the process that writes, with the folder to itself."""
     run = Path(config.out)
+    resume = resume or started_by_same(run)
     _check_folder(run, resume)
     with lock_folder(run) as warning:
         if warning:
@@ -76,36 +89,55 @@ def train(
             _check_folder(run, resume)  # again: another run may have ended meanwhile
             with writing_to(run):
                 remove_parts(run)
-                return _train(config, run, resume, tell)
+                return _train(config, run, resume, with_report(run, tell), group, meeting)
         except UserError:
             _drop_empty(run)
             raise
 
 
-def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
-    tell = with_report(run, tell)
-    device = choose_device(config.device)
+def _train(
+    config: TrainConfig,
+    run: Path,
+    resume: bool,
+    tell: Listener,
+    group: Alone,
+    meeting: Meeting | None,
+) -> TrainResult:
+    device = choose_device(config.device, group.launch.local_rank)
     if config.threads:
         torch.set_num_threads(config.threads)
-    precision = choose_precision(config.precision, device)
-    config = dataclasses.replace(config, precision=precision)
+    if group.chief:
+        config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
+    if meeting:
+        config = shared_config(meeting, config)
+        resume = bool(group.from_chief(resume)[0])
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     if device.type == "cpu":
-        plan_run(config, sizes)
-    corpus = _corpus(config, resume, tell)
+        plan_run(config, sizes, group.launch)
+
+    def make() -> Corpus:
+        return _corpus(config, resume, tell)
+
+    corpus = shared_corpus(meeting, run / "data", make) if meeting else make()
     architecture = config.architecture(len(corpus.tokenizer))
     corpus.require(architecture.max_position_embeddings)
     if device.type == "cpu":
-        config, cost = plan_run(config, architecture)
+        config, cost = plan_run(config, architecture, group.launch)
+        (bits,) = group.from_chief(config.state_bits or 32)
+        config = dataclasses.replace(config, state_bits=int(bits))
         tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
 
     torch.manual_seed(config.seed)
     network = I3Network(architecture).to(device)
-    trainer = Trainer(config, corpus, network, precision, device)
+    trainer = Trainer(config, corpus, network, config.precision, device, group)
     with contextlib.closing(trainer), trainer.signals():
         if resume:
             for note in trainer.resume():
                 tell("note", {"text": note})
+        else:
+            trainer.spread()
+        if not group.chief:
+            return _follow(trainer)
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
@@ -120,12 +152,30 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
                 "characters_per_token": corpus.characters_per_token,
                 "context": architecture.max_position_embeddings,
                 "tokens_per_step": trainer.sequences * trainer.context,
-                "precision": precision,
+                "precision": config.precision,
                 "threads": torch.get_num_threads(),
+                "processes": group.launch.size,
                 "step": trainer.counters.step,
             },
         )
-        return _run(trainer, corpus, tell)
+        try:
+            return _run(trainer, corpus, tell)
+        except Lost as error:
+            assert meeting is not None
+            meeting.mark(LOST)  # the others see that this one is left, however long it saves
+            trainer.save()
+            raise Lost(f"{error}; all is saved up to step {trainer.counters.step}") from None
+
+
+def _follow(trainer: Trainer) -> TrainResult:
+    """Train beside the chief, which speaks and writes."""
+    interrupted = False
+    try:
+        for _ in trainer.train():
+            trainer.keep_memory()
+    except Interrupted:
+        interrupted = True
+    return TrainResult(trainer.run, {}, interrupted)
 
 
 def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
@@ -134,7 +184,11 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
 
     def evaluate() -> None:
         trainer.counters.owes_evaluation = trainer.progress < 1
-        bits = _bits_per_character(trainer, quick, on_the_way=True)
+        try:
+            bits = _bits_per_character(trainer, quick, on_the_way=True)
+        except Interrupted:  # the next step says so to all processes
+            trainer.network.train()
+            return
         trainer.counters.owes_evaluation = False
         if not math.isfinite(bits):  # the next step finds out too, and goes back
             tell("note", {"text": f"the held-out loss of step {trainer.counters.step} is {bits}"})
@@ -322,6 +376,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "optimizer": config.optimizer,
         "precision": config.precision,
         "threads": torch.get_num_threads(),
+        "processes": trainer.group.launch.size,
         "peak_memory_bytes": resident_bytes()[1],
         "seed": config.seed,
     }

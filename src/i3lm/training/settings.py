@@ -43,6 +43,10 @@ class Settings(TypedDict, total=False):
     split: str | None
     documents: Division | None
     lowercase: bool | None
+    parallel: str | None
+    sync_every: int | None  # steps
+    sync_bits: int | None
+    ddp_timeout: float | str | None  # seconds, or "5m"
 
 
 def configure(**settings: Unpack[Settings]) -> TrainConfig:
@@ -75,8 +79,9 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["data"] = tuple(str(item) for item in data)
     if "out" in fields:
         fields["out"] = str(fields["out"])
-    if isinstance(fields.get("time"), str):
-        fields["time"] = parse_duration(fields["time"])
+    for name in ("time", "ddp_timeout"):
+        if isinstance(fields.get(name), str):
+            fields[name] = parse_duration(fields[name])
     if isinstance(fields.get("memory"), str):
         fields["memory"] = parse_size(fields["memory"])
     for name in ("checkpoint_every", "eval_every"):
