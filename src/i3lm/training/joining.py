@@ -159,13 +159,21 @@ def joined(config: TrainConfig, resume: bool) -> Iterator[tuple[Alone, Meeting |
                 world_size=who.size,
                 timeout=datetime.timedelta(seconds=config.ddp_timeout),
             )
-        yield Replicas(who, hosts), meeting
+        yield _group(config, who, hosts), meeting
         meeting.part()
     except (UserError, Lost) as error:
         meeting.leave(error, hosts)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _group(config: TrainConfig, who: Launch, hosts: list[str]) -> Replicas:
+    if config.parallel == "diloco":
+        from i3lm.training.diloco import LocalSteps
+
+        return LocalSteps(who, hosts, config.sync_every, config.steps, config.sync_bits)
+    return Replicas(who, hosts)
 
 
 def _facts(config: TrainConfig, resume: bool) -> dict:

@@ -28,7 +28,7 @@ from i3lm.training.checkpoint import (
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
-from i3lm.training.parallel import Alone, Interrupted
+from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes
 
@@ -41,10 +41,6 @@ MICROBATCH_TOKENS = 1024
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-
-
-class Diverged(Exception):
-    """The loss or its gradient is not finite, or the loss has exploded; says which."""
 
 
 class Torn(Exception):
@@ -217,6 +213,9 @@ class Trainer:
             loss = self._accumulate_gradients()
             norm = clip_gradients(self.network.parameters(), self.config.clip)
             self._require_sound(loss, norm)
+        except Diverged as error:
+            self.optimizer.zero_grad()
+            self.group.defer(error)
         except BaseException:
             self.optimizer.zero_grad()
             raise

@@ -29,6 +29,10 @@ class Lost(Exception):
     """Another process did not answer; says what the network said."""
 
 
+class Diverged(Exception):
+    """The loss or its gradient is not finite, or the loss has exploded; says which."""
+
+
 class Interrupted(Exception):
     """Training was asked to stop; it stands between two steps."""
 
@@ -75,6 +79,10 @@ class Alone:
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Sum gradients over all processes, in place."""
+
+    def defer(self, error: Diverged) -> None:
+        """Raise what went wrong in a step, or keep it until all meet and drop the step."""
+        raise error
 
     def stepped(self, step: int) -> None:
         """Do what follows an optimizer's step, `step` counting from 1."""

@@ -1,0 +1,56 @@
+"""Several processes are one run: the same losses, and checkpoints that any number goes on with."""
+
+import json
+import os
+import subprocess
+import sys
+
+import parallel_cases
+import pytest
+
+from i3lm.data import open_source, prepare
+from i3lm.training.parallel import Alone
+
+
+def torchrun(size: int, *words, **more) -> subprocess.Popen:
+    """Begin a launch of `size` processes of one thread each."""
+    python = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*python, *map(str, words)], stderr=subprocess.PIPE, text=True, env=environment, **more
+    )
+
+
+@pytest.fixture(scope="module")
+def losses(text_file, tmp_path_factory):
+    """The losses of all cases by 1, 2 and 4 processes, each going on with the one before's."""
+    folder = tmp_path_factory.mktemp("parallel")
+    data = prepare(open_source(text_file), folder / "data", vocab_size=400, threads=1).folder
+    parallel_cases.run(data, folder / "1", None, Alone())
+    before, found = folder / "1", {}
+    for size in (2, 4):
+        out = folder / str(size)
+        child = torchrun(size, parallel_cases.__file__, data, out, before)
+        _, errors = child.communicate(timeout=240)
+        assert child.returncode == 0, errors
+        before = out
+    back = folder / "back"
+    parallel_cases.run(data, back, before, Alone())
+    for path in [*folder.glob("*/losses.json")]:
+        found[path.parent.name] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ["-".join(map(str, case)) for case in parallel_cases.CASES])
+def test_any_number_of_processes_gives_the_same_losses(losses, name):
+    one = losses["1"][name]["whole"]
+    for size in ("2", "4"):
+        assert losses[size][name]["whole"] == pytest.approx(one, rel=1e-3)
+    assert losses["back"][name]["whole"] == one
+
+
+@pytest.mark.parametrize("name", ["-".join(map(str, case)) for case in parallel_cases.CASES])
+@pytest.mark.parametrize("size", ["2", "4", "back"])
+def test_a_run_goes_on_with_another_number_of_processes(losses, name, size):
+    second = losses["1"][name]["whole"][parallel_cases.HALF :]
+    assert losses[size][name]["resumed"] == pytest.approx(second, rel=1e-3)
