@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs audit bench bench-memory soak fuzz clean
+.PHONY: demo test lint docs audit bench bench-memory links soak fuzz clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
@@ -38,6 +38,10 @@ bench: $(INSTALLED)
 # Peak memory against the planner's estimate, 92 configurations: ten minutes.
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
+
+# Two processes on a link of 100 Mbit/s and 50 ms, plain and DiLoCo: five minutes, as root on Linux.
+links: $(INSTALLED)
+	$(BIN)/python -m benchmarks.links
 
 # The documentation site, in site/: built strictly, every link checked, nothing from other hosts.
 docs: $(DEVELOP)

@@ -24,13 +24,14 @@ from i3lm.training.parallel import Alone
 
 CASES = [*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4), ("lion", 8, 8)]
 STEPS, HALF = 50, 25
+RESUMED = (("muon", 4, 32), ("adamw", 8, 32), ("lion", 32, 32), ("muon", 4, 4))
 SIZES = Architecture(
     vocab_size=400,
     hidden_size=64,
-    num_hidden_layers=2,
+    num_hidden_layers=1,
     num_attention_heads=2,
     intermediate_size=256,
-    max_position_embeddings=32,
+    max_position_embeddings=16,
     rank=16,
     state_size=4,
 )
@@ -45,7 +46,7 @@ def trainer(folder: Path, data: Path, case: tuple, group: Alone) -> Trainer:
         state_bits=states,
         weight_bits=weights,
         steps=STEPS,
-        batch_tokens=5 * 32,  # no number of processes but one divides 5
+        batch_tokens=5 * 16,  # no number of processes but one divides 5
         microbatch=1,
     )
     torch.manual_seed(7 + group.launch.rank)  # what differs at first is made equal
@@ -72,7 +73,7 @@ def run(data: Path, folder: Path, before: Path | None, group: Alone) -> None:
                 made.save()
             whole += go(made, STEPS)
         results[name] = {"whole": whole}
-        if before is not None:
+        if before is not None and case in RESUMED:
             with contextlib.closing(trainer(before / name, data, case, group)) as made:
                 assert made.resume() == []
                 results[name]["resumed"] = go(made, STEPS)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import parallel_cases
 import pytest
@@ -41,16 +44,52 @@ def losses(text_file, tmp_path_factory):
     return found
 
 
+def tolerance(name: str) -> float:
+    """Of a loss: rounding at random takes the other neighbour where a sum's last bit differs."""
+    return 1e-4 if name.endswith("-32-32") else 1e-2
+
+
 @pytest.mark.parametrize("name", ["-".join(map(str, case)) for case in parallel_cases.CASES])
 def test_any_number_of_processes_gives_the_same_losses(losses, name):
     one = losses["1"][name]["whole"]
     for size in ("2", "4"):
-        assert losses[size][name]["whole"] == pytest.approx(one, rel=1e-3)
+        assert losses[size][name]["whole"] == pytest.approx(one, rel=tolerance(name))
     assert losses["back"][name]["whole"] == one
 
 
-@pytest.mark.parametrize("name", ["-".join(map(str, case)) for case in parallel_cases.CASES])
+@pytest.mark.parametrize("name", ["-".join(map(str, case)) for case in parallel_cases.RESUMED])
 @pytest.mark.parametrize("size", ["2", "4", "back"])
 def test_a_run_goes_on_with_another_number_of_processes(losses, name, size):
     second = losses["1"][name]["whole"][parallel_cases.HALF :]
-    assert losses[size][name]["resumed"] == pytest.approx(second, rel=1e-3)
+    assert losses[size][name]["resumed"] == pytest.approx(second, rel=tolerance(name))
+
+
+def test_the_commands_of_the_page_are_commands():
+    """torchrun takes its part, and i3lm train the rest."""
+    from torch.distributed.run import parse_args
+
+    from i3lm.cli.train import command
+
+    page = Path(__file__).parents[2] / "docs" / "parallel.md"
+    lines = re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) == 6
+    for line in lines:
+        words = shlex.split(line)
+        if words[0] == "torchrun":
+            launch = parse_args(words[1:])
+            assert launch.module
+            assert launch.training_script == "i3lm"
+            words = ["i3lm", *launch.training_script_args]
+        assert words[:2] == ["i3lm", "train"]
+        command.make_context("train", words[2:])
+
+
+def test_a_lone_process_imports_no_more_of_distributed_training_than_torch_does():
+    def loaded(code: str) -> set[str]:
+        script = f"import sys\n{code}\nprint(*sys.modules)"
+        line = [sys.executable, "-c", script]
+        return set(subprocess.run(line, capture_output=True, text=True, check=True).stdout.split())
+
+    names = loaded("import torch, i3lm.training.run") - loaded("import torch")
+    assert not {n for n in names if n.startswith(("torch.distributed", "torch._dynamo"))}
+    assert "i3lm.training.diloco" not in names

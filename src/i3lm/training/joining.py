@@ -7,7 +7,9 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from i3lm.training.parallel import Alone, Lost, Replicas, talking
 JOIN_SECONDS = 60.0  # at most, to find each other
 POLL_SECONDS = 0.1
 LAST_WORDS = 1.0  # seconds in which those that lost a process see who is left
+SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
 FAILED, LOST = "failed", "lost"
 
 
@@ -118,7 +121,9 @@ class Meeting:
             if not failed:
                 gone = [f"process {r} on {hosts[r]}" for r in ranks if r not in left]
                 who = " and ".join(gone) + " does not answer" if gone else "a connection broke"
-                text = f"{who} ({text}); go on from the last checkpoint with --resume"
+                saved = getattr(reason, "saved", None)
+                where = "the last checkpoint" if saved is None else f"step {saved}, which is saved"
+                text = f"{who} ({text}); go on from {where}, with --resume"
         if self.launch.rank == 0:
             raise UserError(text)
         print(f"error: {self.launch.name}:", " ".join(text.split()), file=sys.stderr)
@@ -151,6 +156,7 @@ def joined(config: TrainConfig, resume: bool) -> Iterator[tuple[Alone, Meeting |
         hosts[:] = [str(fact["host"]) for fact in facts]
         _compare(facts)
         device = torch.device(config.device).type
+        _choose_interface(who.address)
         with talking():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
@@ -166,6 +172,26 @@ def joined(config: TrainConfig, resume: bool) -> Iterator[tuple[Alone, Meeting |
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _choose_interface(address: str) -> None:
+    """Let gloo use the interface that leads to the first process, where nobody has chosen one.
+
+    By itself it takes what the host's name stands for, which on many machines is the loopback.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ or not sys.platform.startswith("linux"):
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 1))  # sends nothing
+        mine = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # an interface without an address
+                request = struct.pack("256s", name.encode())
+                if fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)[20:24] == mine:
+                    os.environ["GLOO_SOCKET_IFNAME"] = name
+                    return
 
 
 def _group(config: TrainConfig, who: Launch, hosts: list[str]) -> Replicas:

@@ -82,11 +82,6 @@ class Trainer:
         self.autocast = precision == "bf16"
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
-        if self.group.launch.size > self.sequences:
-            raise UserError(
-                f"{self.group.launch.size} processes share the {self.sequences} sequences of a "
-                f"step; start fewer, or raise --batch-tokens {config.batch_tokens}"
-            )
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
         self.microbatch = min(wanted, self.sequences)
         self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)

@@ -9,6 +9,7 @@ bits, and starts to send before all have agreed whether the step counts.
 """
 
 import contextlib
+import re
 import statistics
 from collections.abc import Iterable, Iterator
 
@@ -21,12 +22,17 @@ from i3lm.model.stored import state_of
 from i3lm.optim import Optimizer
 
 BUCKET = 25 << 18  # numbers summed at once: 25 MB, as DistributedDataParallel has it
+_PLACE = re.compile(r"^\[\S*\] ")  # of gloo's source code
 LAG_STEPS = 10  # after so many steps a slow process is named
 LAG = 2.0  # times what the fastest takes
 
 
 class Lost(Exception):
-    """Another process did not answer; says what the network said."""
+    """Another process did not answer; says what the network said, and what step is `saved`."""
+
+    def __init__(self, text: str, saved: int | None = None) -> None:
+        super().__init__(text)
+        self.saved = saved
 
 
 class Diverged(Exception):
@@ -114,12 +120,16 @@ class Replicas(Alone):
 
     def spread(self) -> None:
         """Give the chief's weights and states to all."""
-        tensors = {**state_of(self.network), **self.optimizer.state_tensors(), **self.state()}
-        with talking():
-            for tensor in tensors.values():
-                dist.broadcast(tensor, 0)
         (steps,) = self.from_chief(self.optimizer.steps)
         self.optimizer.steps = int(steps)
+        with talking():
+            for tensor in state_of(self.network).values():
+                dist.broadcast(tensor, 0)
+            for tensor in {**self.optimizer.state_tensors(), **self.state()}.values():
+                if steps:
+                    dist.broadcast(tensor, 0)
+                else:
+                    tensor.zero_()  # as at every beginning: nothing to send
 
     def share(self, sequences: int) -> tuple[int, int]:
         """Return this process's stretch of a step's sequences; stretches differ by one at most."""
@@ -193,4 +203,4 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # also torch.distributed's own
-        raise Lost(str(error).splitlines()[0]) from None
+        raise Lost(_PLACE.sub("", str(error).splitlines()[0]).partition(". This is")[0]) from None

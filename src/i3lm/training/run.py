@@ -112,6 +112,12 @@ def _train(
         config = shared_config(meeting, config)
         resume = bool(group.from_chief(resume)[0])
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
+    sequences = max(1, round(config.batch_tokens / sizes.max_position_embeddings))
+    if group.launch.size > sequences:
+        raise UserError(
+            f"{group.launch.size} processes share the {sequences} sequences of a step; start "
+            f"fewer, or raise --batch-tokens {config.batch_tokens}"
+        )
     if device.type == "cpu":
         plan_run(config, sizes, group.launch)
 
@@ -164,7 +170,7 @@ def _train(
             assert meeting is not None
             meeting.mark(LOST)  # the others see that this one is left, however long it saves
             trainer.save()
-            raise Lost(f"{error}; all is saved up to step {trainer.counters.step}") from None
+            raise Lost(f"{error}", saved=trainer.counters.step) from None
 
 
 def _follow(trainer: Trainer) -> TrainResult:
