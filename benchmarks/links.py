@@ -1,7 +1,7 @@
 """Two machines on a slow link: plain gradient sums against local steps (DiLoCo).
 
 `make links`: two network namespaces with a link of 100 Mbit/s and 50 ms there and back between
-them, a process of one thread in each, about four minutes. Bytes are what the link counted, both
+them, a process of one thread in each, about five minutes. Bytes are what the link counted, both
 ways, start-up included. Where namespaces are not allowed it says so and does nothing.
 """
 
@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import common
+from benchmarks.relay import DEVICE
 from i3lm.training.metrics import read_metrics
 
-ENDS = {"i3lm0": "10.201.7.1", "i3lm1": "10.201.7.2"}
+ENDS = {f"i3lm{os.getpid()}-0": "10.201.7.1", f"i3lm{os.getpid()}-1": "10.201.7.2"}
+FIRST, SECOND = ENDS
 PORT = 29517
-LINK = ("rate", "100mbit", "delay", "25ms")  # each way
+RATE, DELAY = 100e6, 0.025  # bits a second, and seconds each way
+PACKET = 9000  # bytes
 COMMON = (
     *("--preset", "i3-tiny", "--precision", "fp32", "--threads", "1", "--quiet"),
     *("--eval-every", "1000000"),
@@ -40,27 +43,31 @@ def command(*words: str) -> str:
 
 
 @contextlib.contextmanager
-def namespaces(link: tuple[str, ...] = LINK) -> Iterator[list[str]]:
-    """Make two network namespaces with a link between them; drop them at the end.
+def namespaces(rate: float = RATE, delay: float = DELAY, loss: float = 0.0) -> Iterator[None]:
+    """Make two network namespaces with a slow link between them; drop them at the end.
 
     OSError or CalledProcessError where this is not allowed here.
     """
-    first, second = ENDS
+    relay = None
     try:
         for name in ENDS:
             command("ip", "netns", "add", name)
-        peer = ("type", "veth", "peer", "name", "link", "netns", second)
-        command("ip", "-n", first, "link", "add", "link", *peer)
+        words = [*ENDS, f"--rate={rate}", f"--delay={delay}", f"--loss={loss}"]
+        line = [sys.executable, str(Path(__file__).with_name("relay.py")), *words]
+        pipe = subprocess.PIPE
+        relay = subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True)
+        assert relay.stdout
+        if relay.stdout.readline() != "ready\n":
+            raise OSError(relay.communicate()[1].strip().rpartition("\n")[2])
         for name, address in ENDS.items():
-            command("ip", "-n", name, "address", "add", f"{address}/24", "dev", "link")
-            for device in ("lo", "link"):
-                command("ip", "-n", name, "link", "set", device, "up")
-            if link:
-                command(
-                    "tc", "-n", name, "qdisc", "add", "dev", "link", "root", "netem", *link
-                )  # fmt: skip
-        yield list(ENDS)
+            command("ip", "-n", name, "address", "add", f"{address}/24", "dev", DEVICE)
+            command("ip", "-n", name, "link", "set", "lo", "up")
+            command("ip", "-n", name, "link", "set", DEVICE, "mtu", str(PACKET), "up")
+        yield
     finally:
+        if relay is not None:
+            relay.kill()
+            relay.communicate()
         for name in ENDS:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
@@ -68,7 +75,7 @@ def namespaces(link: tuple[str, ...] = LINK) -> Iterator[list[str]]:
 def begin(number: int, *words: str, torchrun: tuple[str, ...] = ()) -> subprocess.Popen:
     """Begin `i3lm train WORDS` by torchrun as machine `number` of two."""
     name = list(ENDS)[number]
-    where = ("--master-addr", ENDS["i3lm0"], "--master-port", str(PORT))
+    where = ("--master-addr", ENDS[FIRST], "--master-port", str(PORT))
     launch = ("--nnodes", "2", "--node-rank", str(number), "--nproc-per-node", "1", *where)
     python = (sys.executable, "-m", "torch.distributed.run", *launch, *torchrun)
     return subprocess.Popen(
@@ -83,7 +90,7 @@ def sent() -> int:
     """Return the bytes that both ends of the link have sent."""
     total = 0
     for name in ENDS:
-        (link,) = json.loads(command("ip", "-n", name, "-s", "-j", "link", "show", "link"))
+        (link,) = json.loads(command("ip", "-n", name, "-s", "-j", "link", "show", DEVICE))
         total += link["stats64"]["tx"]["bytes"]
     return total
 
@@ -91,7 +98,7 @@ def sent() -> int:
 def measure(folder: Path, way: list[str], words: list[str]) -> dict[str, float]:
     """Train once; return tokens, bytes a token, seconds and losses."""
     before, started = sent(), time.monotonic()
-    outs = [folder / name for name in ENDS]
+    outs = [folder / name for name in ("first", "second")]
     children = [begin(n, *COMMON, *words, *way, "--out", str(outs[n])) for n in (0, 1)]
     for child in children:
         _, errors = child.communicate()
@@ -131,8 +138,13 @@ def main() -> None:
             place = Path(folder) / str(number)
             figures[name] = measure(place, [*way, *every], words)
             print(f"{name:16}", *(f"{k} {v:.4g}" for k, v in figures[name].items()), flush=True)
-    settings = {"steps": options.steps, "sync_every": options.sync_every, "link": " ".join(LINK)}
-    common.save(options.out, {"settings": settings, "ways": figures})
+    settings = {
+        "steps": options.steps,
+        "sync_every": options.sync_every,
+        "rate": RATE,
+        "delay": DELAY,
+    }
+    common.save({**common.setting(), "settings": settings, "ways": figures}, options.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Runs under torchrun, and in the tests' own process: trains many small cases in one launch.
 
-python -m torch.distributed.run ... parallel_cases.py DATA FOLDER FROM: `FOLDER/losses.json` gets
-the losses of each case, and FOLDER a run with a checkpoint at HALF of each; those of FROM, of
+python -m torch.distributed.run ... parallel_cases.py WAY DATA FOLDER FROM: `FOLDER/losses.json`
+gets the losses of each case, and FOLDER a run with a checkpoint at HALF of each; those of FROM, of
 another number of processes, are gone on with.
 """
 
 import contextlib
 import json
 import sys
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -22,15 +23,16 @@ from i3lm.training.joining import joined
 from i3lm.training.loop import Trainer
 from i3lm.training.parallel import Alone
 
-CASES = [*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4), ("lion", 8, 8)]
+CASES = [*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4)]
 STEPS, HALF = 50, 25
+SHARDED = (("muon", 32, 32), ("adamw", 8, 32), ("lion", 4, 32))
 RESUMED = (("muon", 4, 32), ("adamw", 8, 32), ("lion", 32, 32), ("muon", 4, 4))
 SIZES = Architecture(
     vocab_size=400,
     hidden_size=64,
     num_hidden_layers=1,
     num_attention_heads=2,
-    intermediate_size=256,
+    intermediate_size=64,
     max_position_embeddings=16,
     rank=16,
     state_size=4,
@@ -63,17 +65,20 @@ def go(made: Trainer, until: int) -> list[float]:
     return losses
 
 
-def run(data: Path, folder: Path, before: Path | None, group: Alone) -> None:
+def run(
+    data: Path, folder: Path, before: Path | None, group: Alone, cases: Iterable[tuple] = CASES
+) -> None:
     results = {}
-    for case in CASES:
+    for case in cases:
         name = "-".join(map(str, case))
         with contextlib.closing(trainer(folder / name, data, case, group)) as made:
             whole = go(made, HALF)
-            if group.chief:
-                made.save()
+            with group.whole():
+                if group.chief:
+                    made.save()
             whole += go(made, STEPS)
         results[name] = {"whole": whole}
-        if before is not None and case in RESUMED:
+        if before is not None and case in (*RESUMED, *SHARDED):
             with contextlib.closing(trainer(before / name, data, case, group)) as made:
                 assert made.resume() == []
                 results[name]["resumed"] = go(made, STEPS)
@@ -83,6 +88,6 @@ def run(data: Path, folder: Path, before: Path | None, group: Alone) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    paths = [Path(argument) for argument in sys.argv[1:]]
-    with joined(TrainConfig(), False) as (ours, _):
-        run(*paths, ours)
+    way, paths = sys.argv[1], [Path(argument) for argument in sys.argv[2:]]
+    with joined(TrainConfig(parallel=way), False) as (ours, _):
+        run(*paths, ours, cases=SHARDED if way == "fsdp" else CASES)

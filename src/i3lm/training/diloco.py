@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from i3lm.errors import UserError
 from i3lm.launch import Launch
 from i3lm.model.stored import state_of
 from i3lm.optim import Optimizer
@@ -37,11 +36,9 @@ class LocalSteps(Replicas):
         self._trouble: str | None = None
 
     def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
-        """Train these from now on; UserError for weights that are not float32."""
+        """Train these from now on."""
         super().adopt(network, optimizer)
         self._weights = list(state_of(network).values())
-        if any(w.dtype != torch.float32 for w in self._weights):
-            raise UserError("--parallel diloco adds up float32 weights; leave --weight-bits away")
         self._anchor = _flat(self._weights)
         self._momentum = torch.zeros_like(self._anchor)
         self._owed = torch.zeros_like(self._anchor)  # by this process: what rounding left out

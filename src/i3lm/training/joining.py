@@ -8,6 +8,7 @@ import datetime
 import hashlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -24,7 +25,7 @@ from i3lm.data import Corpus
 from i3lm.errors import UserError
 from i3lm.launch import Launch, launch
 from i3lm.training.config import LOCAL, TrainConfig
-from i3lm.training.parallel import Alone, Lost, Replicas, talking
+from i3lm.training.parallel import SIGNALS, Alone, Lost, Replicas, talking
 
 JOIN_SECONDS = 60.0  # at most, to find each other
 POLL_SECONDS = 0.1
@@ -106,6 +107,8 @@ class Meeting:
         names who is not.
         """
         text = str(reason)
+        for number in SIGNALS:  # torchrun ends all once one has ended; some words come first
+            signal.signal(number, signal.SIG_IGN)
         try:
             self.mark(FAILED if isinstance(reason, UserError) else LOST)
             time.sleep(LAST_WORDS)
@@ -116,7 +119,7 @@ class Meeting:
         else:
             failed = [r for r, why in left.items() if why.decode() == FAILED]
             if self.launch.rank != min(failed or left):
-                time.sleep(LAST_WORDS)  # torchrun ends all once one has ended
+                time.sleep(LAST_WORDS)
                 raise SystemExit(2)
             if not failed:
                 gone = [f"process {r} on {hosts[r]}" for r in ranks if r not in left]
@@ -199,6 +202,10 @@ def _group(config: TrainConfig, who: Launch, hosts: list[str]) -> Replicas:
         from i3lm.training.diloco import LocalSteps
 
         return LocalSteps(who, hosts, config.sync_every, config.steps, config.sync_bits)
+    if config.parallel == "fsdp":
+        from i3lm.training.sharding import Shards
+
+        return Shards(who, hosts)
     return Replicas(who, hosts)
 
 

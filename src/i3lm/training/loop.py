@@ -16,7 +16,7 @@ import torch
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
-from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
+from i3lm.optim import learning_rate_factor, make_optimizer
 from i3lm.tokenizer import BOS
 from i3lm.training.checkpoint import (
     Counters,
@@ -28,7 +28,7 @@ from i3lm.training.checkpoint import (
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import resident_bytes
 from i3lm.training.metrics import MetricsFile
-from i3lm.training.parallel import Alone, Diverged, Interrupted
+from i3lm.training.parallel import SIGNALS, Alone, Diverged, Interrupted
 from i3lm.training.stopwatch import Stopwatch
 from i3lm.units import format_bytes
 
@@ -38,9 +38,6 @@ EVALUATIONS = 10  # of a run
 RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
 MICROBATCH_TOKENS = 1024
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 
 
 class Torn(Exception):
@@ -68,7 +65,7 @@ class Trainer:
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
-        parameters = network.named_parameters()
+        parameters = self.group.shard(network)
         self.optimizer = make_optimizer(
             config.optimizer, parameters, config.lr, config.state_bits or 32
         )
@@ -83,7 +80,7 @@ class Trainer:
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
         wanted = config.microbatch or max(1, MICROBATCH_TOKENS // self.context)
-        self.microbatch = min(wanted, self.sequences)
+        self.microbatch = self.group.microbatch(min(wanted, self.sequences))
         self.loader = Loader(corpus.train, self.context, self.sequences, config.seed, opening=BOS)
         self.counters = Counters()
         self.group.adopt(network, self.optimizer)
@@ -104,12 +101,13 @@ class Trainer:
 
     def _return_to_newest(self) -> list[str]:
         notes: list[str] = []
-        if self.group.chief:
-            more = self.group.state()
-            self.counters, notes = load_newest(self.run, self.network, self.optimizer, more)
-            set_aside(self.run, self.counters.step)
-            self.metrics.truncate(self.counters.metrics_bytes)
-        self.spread()
+        with self.group.whole(keep=True):
+            if self.group.chief:
+                more = self.group.state()
+                self.counters, notes = load_newest(self.run, self.network, self.optimizer, more)
+                set_aside(self.run, self.counters.step)
+                self.metrics.truncate(self.counters.metrics_bytes)
+            self.spread()
         return notes
 
     def spread(self) -> None:
@@ -206,7 +204,7 @@ class Trainer:
         factor *= 0.5**self.counters.rate_cuts
         try:
             loss = self._accumulate_gradients()
-            norm = clip_gradients(self.network.parameters(), self.config.clip)
+            norm = self.group.clip(self.network, self.config.clip)
             self._require_sound(loss, norm)
         except Diverged as error:
             self.optimizer.zero_grad()
@@ -285,7 +283,7 @@ class Trainer:
         Raises UserError, with all saved, where nothing is left to give up.
         """
         limit, peak = self.config.memory, resident_bytes()[1]
-        if limit is None or peak <= max(limit, self._peak):
+        if limit is None or peak <= max(limit, self._peak) or self.group.lockstep:
             return None
         self._peak = peak
         return self._take_less(f"the process took {format_bytes(peak)} of {format_bytes(limit)}")
@@ -318,15 +316,16 @@ class Trainer:
         count = self.group.divisor(self.sequences) * self.context
         first = self.counters.step * self.sequences + start
         begun = time.perf_counter()
-        for begin in range(0, mine, self.microbatch):
-            if self._stop:
+        for begin in range(0, self.group.passes(self.sequences), self.microbatch):
+            if self._stop and not self.group.lockstep:
                 break
             size = min(self.microbatch, mine - begin)
-            rows = self.loader.windows(first + begin, size)
+            # With nothing left to do, a pass of no weight that the others wait for.
+            rows = self.loader.windows(first + begin, max(1, size))
             self._require_tokens(rows, first + begin)
             inputs, targets = (torch.from_numpy(part).to(self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.network.loss(inputs, targets) / count
+                loss = self.network.loss(inputs, targets) * (float(size > 0) / count)
             loss.backward()
             total += loss.detach().cpu()
         step, seconds = self.counters.step + 1, time.perf_counter() - begun

@@ -10,6 +10,7 @@ bits, and starts to send before all have agreed whether the step counts.
 
 import contextlib
 import re
+import signal
 import statistics
 from collections.abc import Iterable, Iterator
 
@@ -18,12 +19,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from i3lm.launch import Launch
+from i3lm.model.network import I3Network
 from i3lm.model.stored import state_of
-from i3lm.optim import Optimizer
+from i3lm.optim import Optimizer, clip_gradients
 
 BUCKET = 25 << 18  # numbers summed at once: 25 MB, as DistributedDataParallel has it
 _PLACE = re.compile(r"^\[\S*\] ")  # of gloo's source code
 LAG_STEPS = 10  # after so many steps a slow process is named
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 LAG = 2.0  # times what the fastest takes
 
 
@@ -47,12 +52,34 @@ class Alone:
     """A single process: what `Replicas` does, with nobody to talk to."""
 
     chief = True
+    lockstep = False  # all make the same passes through the layers, at the same time
 
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
 
+    def shard(self, network: I3Network) -> Iterable[tuple[str, Tensor]]:
+        """Return the named parameters that the optimizer updates."""
+        return network.named_parameters()
+
     def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
         """Train these from now on."""
+
+    def whole(self, keep: bool = False) -> contextlib.AbstractContextManager[None]:
+        """Hold all weights in the network within the block, which all processes enter."""
+        return contextlib.nullcontext()
+
+    def microbatch(self, wanted: int) -> int:
+        """Return how many sequences go through the network at once."""
+        return wanted
+
+    def passes(self, sequences: int) -> int:
+        """Return the sequences of a step that go through this process's network, if only to wait
+        for others'."""
+        return self.share(sequences)[1]
+
+    def clip(self, network: nn.Module, limit: float) -> float:
+        """Scale all gradients so that their norm is at most `limit`; return the norm before."""
+        return clip_gradients(network.parameters(), limit)
 
     def spread(self) -> None:
         """Give the chief's weights and states to all."""
@@ -89,6 +116,10 @@ class Alone:
     def defer(self, error: Diverged) -> None:
         """Raise what went wrong in a step, or keep it until all meet and drop the step."""
         raise error
+
+    def keeps(self, step: int) -> bool:
+        """Say whether the chief has by itself what a checkpoint needs, once others are lost."""
+        return not self.lockstep and self.together(step)
 
     def stepped(self, step: int) -> None:
         """Do what follows an optimizer's step, `step` counting from 1."""

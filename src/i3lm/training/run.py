@@ -169,18 +169,32 @@ def _train(
         except Lost as error:
             assert meeting is not None
             meeting.mark(LOST)  # the others see that this one is left, however long it saves
+            if not group.keeps(trainer.counters.step):
+                raise
             trainer.save()
             raise Lost(f"{error}", saved=trainer.counters.step) from None
 
 
 def _follow(trainer: Trainer) -> TrainResult:
     """Train beside the chief, which speaks and writes."""
+
+    def lend() -> None:
+        """Be there while the chief has all weights, where they are shared out."""
+        with trainer.group.whole():
+            pass
+
+    if trainer.counters.owes_evaluation:
+        lend()
     interrupted = False
     try:
-        for _ in trainer.train():
+        for row in trainer.train():
             trainer.keep_memory()
+            for due in ("evaluate", "checkpoint"):
+                if row.get(due) and row["progress"] < 1:
+                    lend()
     except Interrupted:
         interrupted = True
+    lend()
     return TrainResult(trainer.run, {}, interrupted)
 
 
@@ -191,7 +205,9 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     def evaluate() -> None:
         trainer.counters.owes_evaluation = trainer.progress < 1
         try:
-            bits = _bits_per_character(trainer, quick, on_the_way=True)
+            with trainer.group.whole():
+                bits = _bits_per_character(trainer, quick, on_the_way=True)
+                sample = _sample(trainer, corpus, prompts) if math.isfinite(bits) else {}
         except Interrupted:  # the next step says so to all processes
             trainer.network.train()
             return
@@ -204,24 +220,23 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
             "step": trainer.counters.step,
             "seconds": round(trainer.seconds, 3),
             "held_out_bits_per_character": bits,
-            "sample": _sample(trainer, corpus, prompts),
+            "sample": sample,
         }
         trainer.network.train()
         trainer.metrics.write(row)
         tell("evaluation", row)
 
     def save() -> None:
+        figures = _figures(trainer, corpus)
         try:
-            trainer.save()
-            save_folder(
-                trainer.run, trainer.network, corpus.tokenizer, run=_figures(trainer, corpus)
-            )
+            with trainer.group.whole():
+                trainer.save()
+                save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
         except (UserError, OSError, SafetensorError) as error:  # the next one may succeed
             tell("note", {"text": f"{error}; training goes on"})
             return
         tell("checkpoint", {"step": trainer.counters.step})
 
-    final = None
     try:
         if trainer.counters.owes_evaluation:
             evaluate()
@@ -237,24 +252,31 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
                 evaluate()
             if row["checkpoint"] and row["progress"] < 1:
                 save()
-        trainer.save()
-        evaluate()
-        final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
-        bits = _bits_per_character(trainer, final)
+        finished = True
     except Interrupted:
-        final = None
+        finished = False
+    final = None
+    with trainer.group.whole():
         trainer.save()
-    figures = _figures(trainer, corpus)
-    if final:
-        figures["held_out_bits_per_character"] = bits
-        figures["held_out_characters"] = final.characters
-    try:
-        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"the model cannot be written ({error}); its newest checkpoint is whole: make room, "
-            f"then i3lm train --resume {trainer.run}"
-        ) from None
+        if finished:
+            try:
+                evaluate()
+                final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
+                bits = _bits_per_character(trainer, final)
+            except Interrupted:
+                final = None
+                trainer.save()
+        figures = _figures(trainer, corpus)
+        if final:
+            figures["held_out_bits_per_character"] = bits
+            figures["held_out_characters"] = final.characters
+        try:
+            save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"the model cannot be written ({error}); its newest checkpoint is whole: make "
+                f"room, then i3lm train --resume {trainer.run}"
+            ) from None
     tell("end", {**figures, "interrupted": final is None})
     return TrainResult(trainer.run, figures, interrupted=final is None)
 
