@@ -39,7 +39,7 @@ bench: $(INSTALLED)
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
-# Two processes on a link of 100 Mbit/s and 50 ms, plain and DiLoCo: five minutes, as root on Linux.
+# Two processes on a link of 100 Mbit/s and 50 ms, plain and DiLoCo: ten minutes, as root on Linux.
 links: $(INSTALLED)
 	$(BIN)/python -m benchmarks.links
 

@@ -1,7 +1,7 @@
 """Two machines on a slow link: plain gradient sums against local steps (DiLoCo).
 
 `make links`: two network namespaces with a link of 100 Mbit/s and 50 ms there and back between
-them, a process of one thread in each, about five minutes. Bytes are what the link counted, both
+them, a process of one thread in each, about ten minutes. Bytes are what the link counted, both
 ways, start-up included. Where namespaces are not allowed it says so and does nothing.
 """
 

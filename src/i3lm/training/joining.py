@@ -12,10 +12,11 @@ import signal
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,8 +30,10 @@ from i3lm.training.parallel import SIGNALS, Alone, Lost, Replicas, talking
 
 JOIN_SECONDS = 60.0  # at most, to find each other
 POLL_SECONDS = 0.1
+ANSWER_SECONDS = 10.0  # that the store may take
 LAST_WORDS = 1.0  # seconds in which those that lost a process see who is left
 SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
+Answer = TypeVar("Answer")
 FAILED, LOST = "failed", "lost"
 
 
@@ -77,8 +80,7 @@ class Meeting:
 
     def tell(self, name: str, text: str) -> None:
         """Put a text up for all."""
-        with talking():
-            self.store.set(name, text)
+        self._ask(lambda: self.store.set(name, text))
 
     def hear(self, name: str) -> str:
         """Wait for a text; Lost where its writer has left."""
@@ -87,18 +89,33 @@ class Meeting:
                 if self._told(f"left/{rank}"):
                     raise Lost(f"process {rank} has left")
             time.sleep(POLL_SECONDS)
-        with talking():
-            return self.store.get(name).decode()
+        return self._ask(lambda: self.store.get(name)).decode()
 
     def _told(self, name: str) -> bool:
-        with talking():
-            return self.store.check([name])
+        return self._ask(lambda: self.store.check([name]))
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """Return the store's answer; Lost where none comes.
+
+        On a link that is down the store's client waits for a quarter of an hour, whatever its
+        timeout: a thread of its own does.
+        """
+        answers: list[Answer] = []
+
+        def ask() -> None:
+            with contextlib.suppress(RuntimeError):
+                answers.append(question())
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(min(self.seconds, ANSWER_SECONDS))
+        if not answers:
+            raise Lost("process 0 does not answer")
+        return answers[0]
 
     def mark(self, why: str) -> None:
         """Say that this process leaves, and whether by a failure of its own."""
-        with talking():
-            self.store.set_timeout(datetime.timedelta(seconds=5))
-            self.store.set(f"left/{self.launch.rank}", why)
+        self._ask(lambda: self.store.set(f"left/{self.launch.rank}", why))
 
     def leave(self, reason: UserError | Lost, hosts: list[str]) -> NoReturn:
         """End this process so that one line is said by all of them together.
@@ -113,11 +130,13 @@ class Meeting:
             self.mark(FAILED if isinstance(reason, UserError) else LOST)
             time.sleep(LAST_WORDS)
             ranks = range(self.launch.size)
-            left = {r: self.store.get(f"left/{r}") for r in ranks if self._told(f"left/{r}")}
-        except (Lost, RuntimeError):
+            left = {r: self.hear(f"left/{r}") for r in ranks if self._told(f"left/{r}")}
+        except Lost:
             text = f"it is cut off from process 0 ({text}); the others end by themselves"
+            self._say(text)
+            os._exit(2)  # nothing that waits for the link may hold it up
         else:
-            failed = [r for r, why in left.items() if why.decode() == FAILED]
+            failed = [r for r, why in left.items() if why == FAILED]
             if self.launch.rank != min(failed or left):
                 time.sleep(LAST_WORDS)
                 raise SystemExit(2)
@@ -129,8 +148,11 @@ class Meeting:
                 text = f"{who} ({text}); go on from {where}, with --resume"
         if self.launch.rank == 0:
             raise UserError(text)
-        print(f"error: {self.launch.name}:", " ".join(text.split()), file=sys.stderr)
+        self._say(text)
         raise SystemExit(2)
+
+    def _say(self, text: str) -> None:
+        print(f"error: {self.launch.name}:", " ".join(text.split()), file=sys.stderr, flush=True)
 
     def part(self) -> None:
         """Wait for the chief, which has a model to write: torchrun ends all where one fails."""

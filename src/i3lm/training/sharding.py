@@ -62,6 +62,10 @@ class Shards(Replicas):
 
         # It warns of views, which must not be written to in place; nothing here does so.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+        with talking():  # the chief's numbers, before each keeps a piece
+            for parameter in network.parameters():
+                dist.broadcast(parameter.detach(), 0)
+        attributes = {name: dict(p.__dict__) for name, p in network.named_parameters()}
         self._parts: list[Any] = [*network.model.layers, network]
         for part in self._parts:
             fully_shard(part)
@@ -71,7 +75,7 @@ class Shards(Replicas):
         self._names: dict[str, Any] = dict(network.named_parameters())
         for name, sharded in self._names.items():
             proxy = torch.empty(0, dtype=sharded.dtype, device=sharded.device)
-            proxy.__dict__.update(sharded.__dict__)  # which maps share a matrix
+            proxy.__dict__.update(attributes[name])  # which maps share a matrix
             proxy.stored = Piece(sharded)  # type: ignore[attr-defined]
             yield name, proxy
 
@@ -119,9 +123,12 @@ class Shards(Replicas):
             if not self._depth:
                 for part in self._parts:
                     part.reshard()
-                    part.set_reshard_after_forward(True, recurse=False)
+                for layer in self._parts[:-1]:
+                    layer.set_reshard_after_forward(True, recurse=False)
 
     def spread(self) -> None:
         """Give the chief's weights and states to all."""
+        for sharded in self._names.values():
+            sharded.grad = None  # of a step that was given up
         with self.whole(keep=True):
             super().spread()
