@@ -1,6 +1,6 @@
 """Runs under torchrun, and in the tests' own process: trains many small cases in one launch.
 
-python -m torch.distributed.run ... parallel_cases.py WAY DATA FOLDER FROM: `FOLDER/losses.json`
+python -m torch.distributed.run ... parallel_cases.py DATA FOLDER FROM: `FOLDER/losses.json`
 gets the losses of each case, and FOLDER a run with a checkpoint at HALF of each; those of FROM, of
 another number of processes, are gone on with.
 """
@@ -25,7 +25,6 @@ from i3lm.training.parallel import Alone
 
 CASES = [*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4)]
 STEPS, HALF = 50, 25
-SHARDED = (("muon", 32, 32), ("adamw", 8, 32), ("lion", 4, 32))
 RESUMED = (("muon", 4, 32), ("adamw", 8, 32), ("lion", 32, 32), ("muon", 4, 4))
 SIZES = Architecture(
     vocab_size=400,
@@ -73,12 +72,11 @@ def run(
         name = "-".join(map(str, case))
         with contextlib.closing(trainer(folder / name, data, case, group)) as made:
             whole = go(made, HALF)
-            with group.whole():
-                if group.chief:
-                    made.save()
+            if group.chief:
+                made.save()
             whole += go(made, STEPS)
         results[name] = {"whole": whole}
-        if before is not None and case in (*RESUMED, *SHARDED):
+        if before is not None and case in RESUMED:
             with contextlib.closing(trainer(before / name, data, case, group)) as made:
                 assert made.resume() == []
                 results[name]["resumed"] = go(made, STEPS)
@@ -88,6 +86,6 @@ def run(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    way, paths = sys.argv[1], [Path(argument) for argument in sys.argv[2:]]
-    with joined(TrainConfig(parallel=way), False) as (ours, _):
-        run(*paths, ours, cases=SHARDED if way == "fsdp" else CASES)
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    with joined(TrainConfig(), False) as (ours, _):
+        run(*paths, ours)

@@ -26,19 +26,19 @@ def torchrun(size: int, *words, **more) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def losses(text_file, tmp_path_factory):
-    """The losses of all cases by 1, 2, 4 processes and 2 shards, each going on with the one
-    before's, and by one again."""
+    """The losses of all cases by 1, 2 and 4 processes, each going on with the one before's,
+    and by one again."""
     folder = tmp_path_factory.mktemp("parallel")
     data = prepare(open_source(text_file), folder / "data", vocab_size=400, threads=1).folder
     parallel_cases.run(data, folder / "1", None, Alone())
     before, found = folder / "1", {}
-    for size, way in ((2, "ddp"), (4, "ddp"), (2, "fsdp")):
-        out = folder / (str(size) if way == "ddp" else way)
-        child = torchrun(size, parallel_cases.__file__, way, data, out, before)
+    for size in (2, 4):
+        out = folder / str(size)
+        child = torchrun(size, parallel_cases.__file__, data, out, before)
         _, errors = child.communicate(timeout=240)
         assert child.returncode == 0, errors
         before = out
-    parallel_cases.run(data, folder / "back", before, Alone(), parallel_cases.SHARDED)
+    parallel_cases.run(data, folder / "back", before, Alone(), parallel_cases.RESUMED)
     for path in [*folder.glob("*/losses.json")]:
         found[path.parent.name] = json.loads(path.read_text())
     return found
@@ -60,19 +60,12 @@ def test_any_number_of_processes_gives_the_same_losses(losses, name):
         assert losses[size][name]["whole"] == pytest.approx(one, rel=tolerance(name))
 
 
-@pytest.mark.parametrize("name", names(parallel_cases.SHARDED))
-def test_shards_give_the_same_losses(losses, name):
-    one = losses["1"][name]["whole"]
-    assert losses["fsdp"][name]["whole"] == pytest.approx(one, rel=tolerance(name))
-
-
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(size, name) for size in ("2", "4") for name in names(parallel_cases.RESUMED)]
-    + [(size, name) for size in ("fsdp", "back") for name in names(parallel_cases.SHARDED)],
+    [(size, name) for size in ("2", "4", "back") for name in names(parallel_cases.RESUMED)],
 )
 def test_a_run_goes_on_with_another_number_of_processes(losses, name, size):
-    """From 1 to 2, to 4, to 2 shards, and from these to 1."""
+    """From 1 to 2, to 4, and from these to 1."""
     second = losses["1"][name]["whole"][parallel_cases.HALF :]
     assert losses[size][name]["resumed"] == pytest.approx(second, rel=tolerance(name))
 
@@ -85,7 +78,7 @@ def test_the_commands_of_the_page_are_commands():
 
     page = Path(__file__).parents[2] / "docs" / "parallel.md"
     lines = re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) == 7
+    assert len(lines) == 6
     for line in lines:
         words = shlex.split(line)
         if words[0] == "torchrun":

@@ -22,8 +22,8 @@ GROUPS = {
     "Model": "vocab_size context",
     "Optimisation": "optimizer lr batch_tokens seed",
     "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
-    "Several processes": "parallel sync_every sync_bits ddp_timeout",
-    "Expert": "precision device threads checkpoint_every eval_every",
+    "Expert": "precision device threads checkpoint_every eval_every parallel sync_every sync_bits "
+    "ddp_timeout",
 }
 
 
@@ -86,8 +86,8 @@ GROUPS = {
 @click.option("--device", metavar="NAME", help="cpu, cuda, mps, ...  [default: cpu]")
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
 @click.option(
-    "--parallel", metavar="NAME", shell_complete=words("ddp fsdp diloco"),
-    help="ddp, fsdp or diloco (slow links)  [default: ddp]",
+    "--parallel", metavar="NAME", shell_complete=words("ddp diloco"),
+    help="ddp or diloco, for slow links  [default: ddp]",
 )  # fmt: skip
 @click.option("--sync-every", metavar="N", type=int, help="Steps of diloco alone  [default: 50]")
 @click.option("--sync-bits", metavar="BITS", type=int, help="diloco's: 32, 8, 4  [default: 8]")

@@ -120,9 +120,6 @@ def _new_state(p: Tensor, name: str, bits: int) -> State:
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    gather = getattr(stored_in(parameter), "gradient", None)  # in pieces on several processes
-    if gather is not None:
-        return gather()
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

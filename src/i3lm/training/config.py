@@ -21,7 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": CHECKPOINTING,
     "optimizer": tuple(STATES),
     "documents": DIVISIONS,
-    "parallel": ("ddp", "fsdp", "diloco"),
+    "parallel": ("ddp", "diloco"),
 }
 # What each of several processes has for itself.
 LOCAL = (
@@ -79,7 +79,7 @@ class TrainConfig:
     split: str = "train"
     documents: Division = "auto"
     lowercase: bool = False
-    parallel: str = "ddp"  # what several processes share: ddp, fsdp, diloco
+    parallel: str = "ddp"  # what several processes share: ddp, diloco
     sync_every: int = 50  # steps of diloco between two exchanges
     sync_bits: int = 8  # of a number in an exchange of diloco
     ddp_timeout: float = 300.0  # seconds after which a silent process counts as lost
@@ -112,11 +112,6 @@ class TrainConfig:
             raise UserError(f"--qat-bits {self.qat_bits} must be 8 or 4")
         if self.qat_bits and self.weight_bits != 32:
             raise UserError("--qat-bits keeps float32 weights, --weight-bits does not; choose one")
-        if self.parallel == "fsdp" and (self.weight_bits != 32 or self.qat_bits):
-            raise UserError(
-                "--parallel fsdp shares out float32 weights; leave --weight-bits and --qat-bits "
-                "away, or take --parallel ddp"
-            )
         if self.parallel == "diloco" and self.weight_bits != 32:
             raise UserError("--parallel diloco adds up float32 weights; leave --weight-bits away")
         if self.sync_bits not in STATE_BITS:

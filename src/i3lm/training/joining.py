@@ -224,10 +224,6 @@ def _group(config: TrainConfig, who: Launch, hosts: list[str]) -> Replicas:
         from i3lm.training.diloco import LocalSteps
 
         return LocalSteps(who, hosts, config.sync_every, config.steps, config.sync_bits)
-    if config.parallel == "fsdp":
-        from i3lm.training.sharding import Shards
-
-        return Shards(who, hosts)
     return Replicas(who, hosts)
 
 
