@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs audit bench bench-memory stream soak fuzz clean
+.PHONY: demo test lint docs audit bench bench-memory stream links soak fuzz clean
 
 # Installed anew when the package's metadata or its C sources change.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/i3lm/native/*.[ch])
@@ -42,6 +42,10 @@ bench-memory: $(INSTALLED)
 # 10 GB of generated text through the stream, 2 GB packed: two to four minutes, 3 GB of disk.
 stream: $(DEVELOP)
 	$(BIN)/python -m benchmarks.stream --gigabytes 10 --pack 2
+
+# Two processes on a link of 100 Mbit/s and 50 ms, plain and DiLoCo: ten minutes, as root on Linux.
+links: $(INSTALLED)
+	$(BIN)/python -m benchmarks.links
 
 # The documentation site, in site/: built strictly, every link checked, nothing from other hosts.
 docs: $(DEVELOP)

@@ -36,6 +36,7 @@ TESTED_ELSEWHERE = {
     "evaluate.md": "tests/export/test_export_docs.py",
     "export.md": "tests/export/test_export_docs.py",
     "memory.md": "tests/optim/test_blockwise.py",
+    "parallel.md": "tests/training/test_parallel.py",
     "performance.md": "tests/test_bench.py",
     "python.md": "tests/test_python.py",
     "serve.md": "tests/serving/test_serve_api.py",

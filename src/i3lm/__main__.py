@@ -1,6 +1,7 @@
 """The command `i3lm`, also as `python -m i3lm`."""
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -60,7 +61,8 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _fail(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # else torchrun has started others that say it
+        print("error:", " ".join(message.split()), file=sys.stderr)
     return 2
 
 

@@ -7,6 +7,7 @@ import click
 from i3lm.cli.common import json_option, note, preset_names, words, write_json
 from i3lm.cli.help import Command
 from i3lm.errors import UserError
+from i3lm.launch import launch
 
 if TYPE_CHECKING:
     from i3lm.training.events import Callback
@@ -21,7 +22,8 @@ GROUPS = {
     "Model": "vocab_size context",
     "Optimisation": "optimizer lr batch_tokens seed",
     "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
-    "Expert": "precision device compile threads checkpoint_every eval_every",
+    "Expert": "precision device compile threads checkpoint_every eval_every parallel sync_every "
+    "sync_bits ddp_timeout",
 }
 
 
@@ -90,6 +92,13 @@ GROUPS = {
 @click.option("--compile/--no-compile", default=None, help="torch.compile  [default: on CUDA]")
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
 @click.option(
+    "--parallel", metavar="NAME", shell_complete=words("ddp diloco"),
+    help="ddp or diloco, for slow links  [default: ddp]",
+)  # fmt: skip
+@click.option("--sync-every", metavar="N", type=int, help="Steps of diloco alone  [default: 50]")
+@click.option("--sync-bits", metavar="BITS", type=int, help="diloco's: 32, 8, 4  [default: 8]")
+@click.option("--ddp-timeout", metavar="TIME", help="Silence that ends the run  [default: 5m]")
+@click.option(
     "--report-to", multiple=True, metavar="NAME", shell_complete=words("tensorboard trackio wandb"),
     help="tensorboard, trackio or wandb; repeatable",
 )  # fmt: skip
@@ -107,10 +116,15 @@ def command(
 
     if resume is not None and "out" in settings:
         raise UserError("--resume goes on in its own folder; leave --out away")
-    config = configure(**settings) if resume is None else reconfigure(resume, **settings)
+    follows = launch().rank > 0  # takes its settings from the first process, and is silent
+    if resume is None or follows:
+        config = configure(**{**settings, "out": settings.get("out", resume)})
+    else:
+        config = reconfigure(resume, **settings)
     from i3lm.training.run import train
 
-    listener, close = _listener(config.out, quiet, report_to)
+    quiet, as_json = quiet or follows, as_json and not follows
+    listener, close = _listener(config.out, quiet, () if follows else report_to)
     if not (quiet or config.data):
         note(BUILT_IN)
     try:
@@ -121,8 +135,9 @@ def command(
         write_json(
             {**result.figures, "folder": str(result.folder), "interrupted": result.interrupted}
         )
-    if result.interrupted:
+    if result.interrupted and not follows:
         note(f"go on with: i3lm train --resume {result.folder}")
+    if result.interrupted:
         raise click.exceptions.Exit(130)
     if not (quiet or as_json):
         click.echo(f"talk with it: i3lm chat {result.folder}", err=True)

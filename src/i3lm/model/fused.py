@@ -300,9 +300,12 @@ def _pair(module: nn.Module) -> tuple[Any, Any]:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Say whether every part is one of ours, without hooks: an adapter's part must be called."""
+    """Say whether every part is one of ours, without hooks: an adapter's part must be called.
+
+    The layer's own hooks are called in any case: around its forward, which is asked here.
+    """
     leaves = (layers_i3.LoRPtLinear, layers_i3.Projection, layers_i3.Recurrence, nn.LayerNorm)
-    for module in layer.modules():
+    for module in list(layer.modules())[1:]:
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return False
         if not any(module.children()) and type(module) not in leaves:

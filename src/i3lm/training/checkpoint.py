@@ -31,6 +31,7 @@ UNSOUND = (
     UserError,
 )  # fmt: skip
 FILES = ("model.safetensors", "optimizer.safetensors")
+OUTER = "outer."  # begins the names of states of training with local steps (diloco.py)
 
 
 @dataclass
@@ -52,16 +53,21 @@ class Counters:
 
 
 def save_checkpoint(
-    run: Path, network: nn.Module, optimizer: Optimizer, counters: Counters
+    run: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    counters: Counters,
+    more: dict[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint of `counters.step` and drop all but the newest two.
 
+    `more`: tensors beside the optimizer's states, of names that begin with OUTER.
     UserError where it cannot be written or a value is not finite; older checkpoints then stay.
     """
     folder = run / "checkpoints"
     target = folder / f"step-{counters.step:08d}"
     temporary = folder / f".writing-{counters.step:08d}"
-    tensors = (state_of(network), optimizer.state_tensors())
+    tensors = (state_of(network), {**optimizer.state_tensors(), **(more or {})})
     for part in tensors:
         _require_finite(part)
     try:
@@ -125,9 +131,15 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [found[name] for name in sorted(found, reverse=True)]
 
 
-def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Counters, list[str]]:
-    """Load the newest sound checkpoint into the network and the optimizer.
+def load_newest(
+    run: Path,
+    network: nn.Module,
+    optimizer: Optimizer,
+    more: dict[str, Tensor] | None = None,
+) -> tuple[Counters, list[str]]:
+    """Load the newest sound checkpoint into the network and the optimizer, and into `more`.
 
+    What `more` wants and a checkpoint of other training lacks becomes zero.
     Returns the counters and one sentence for each damaged checkpoint that was passed over.
     Raises UserError when there is no sound one.
     """
@@ -143,6 +155,9 @@ def load_newest(run: Path, network: nn.Module, optimizer: Optimizer) -> tuple[Co
             notes.append(f"{folder.name} is damaged and was passed over: {error}")
             continue
         _require_shapes(folder, state, network)
+        outer = {name: moments.pop(name) for name in list(moments) if name.startswith(OUTER)}
+        for name, tensor in (more or {}).items():
+            tensor.copy_(outer.get(name, torch.zeros_like(tensor)))
         optimizer.load_state(moments, manifest["optimizer_steps"])
         load_state(network, state)
         return counters, notes

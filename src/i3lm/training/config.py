@@ -23,7 +23,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": CHECKPOINTING,
     "optimizer": tuple(STATES),
     "documents": DIVISIONS,
+    "parallel": ("ddp", "diloco"),
 }
+# What each of several processes has for itself.
+LOCAL = (
+    "out", "data", "threads", "memory", "microbatch", "gradient_checkpointing", "return_memory",
+    "device",
+)  # fmt: skip
 OPEN = ("gradient_checkpointing",)  # None: as memory allows
 # Specials, bytes and the printable ASCII characters: a tokenizer below this cannot be of use.
 SMALLEST_VOCABULARY = 6 + 256 + 96
@@ -85,6 +91,10 @@ class TrainConfig:
     skip_bad_lines: bool = False  # leave out, and count, lines that are no rows or conversations
     stream: int | None = None  # bytes of tokens on disk at a time; None: all of them
     compile: bool | None = None  # the layers, by torch.compile; None: on CUDA
+    parallel: str = "ddp"  # what several processes share: ddp, diloco
+    sync_every: int = 50  # steps of diloco between two exchanges
+    sync_bits: int = 8  # of a number in an exchange of diloco
+    ddp_timeout: float = 300.0  # seconds after which a silent process counts as lost
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -99,7 +109,7 @@ class TrainConfig:
             "memory",
             "stream",
         )
-        for name in (*positive, "threads", "clip"):
+        for name in (*positive, "threads", "clip", "sync_every", "ddp_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} is {value}; it must be positive")
@@ -117,6 +127,10 @@ class TrainConfig:
             raise UserError(f"--qat-bits {self.qat_bits} must be 8 or 4")
         if self.qat_bits and self.weight_bits != 32:
             raise UserError("--qat-bits keeps float32 weights, --weight-bits does not; choose one")
+        if self.parallel == "diloco" and self.weight_bits != 32:
+            raise UserError("--parallel diloco adds up float32 weights; leave --weight-bits away")
+        if self.sync_bits not in STATE_BITS:
+            raise UserError(f"--sync-bits {self.sync_bits} must be 32, 8 or 4")
         if self.state_bits not in (None, *STATE_BITS):
             raise UserError(f"--state-bits {self.state_bits} must be 32, 8 or 4")
         if self.vocab_size is not None and self.vocab_size < SMALLEST_VOCABULARY:
@@ -177,13 +191,7 @@ class TrainConfig:
         """Read `run.json` of a run folder; UserError when there is none or it is damaged."""
         path = folder / "run.json"
         try:
-            values: dict[str, Any] = json.loads(read_small(path))
-            if values.pop("check", None) != _digest(values):
-                raise ValueError("it does not match its checksum")
-            for name in ("checkpoint_every", "eval_every"):
-                values[name] = Every(**values[name]) if values[name] else None
-            values["data"] = tuple(values["data"])
-            return cls(**values)
+            return cls.parse(read_small(path))
         except FileNotFoundError:
             what = "it has no run.json" if folder.is_dir() else "there is no such folder"
             raise UserError(
@@ -194,6 +202,17 @@ class TrainConfig:
                 f"{path} is damaged ({error}); restore it or start anew (flags of --resume change "
                 "a setting, not this file)"
             ) from None
+
+    @classmethod
+    def parse(cls, text: str | bytes, changes: dict[str, Any] | None = None) -> "TrainConfig":
+        """Return what `to_json` gave, with changes; ValueError and others where it is damaged."""
+        values: dict[str, Any] = json.loads(text)
+        if values.pop("check", None) != _digest(values):
+            raise ValueError("it does not match its checksum")
+        for name in ("checkpoint_every", "eval_every"):
+            values[name] = Every(**values[name]) if values[name] else None
+        values["data"] = tuple(values["data"])
+        return cls(**{**values, **(changes or {})})
 
 
 _SHOWN = {

@@ -52,6 +52,7 @@ class StartRow(TypedDict):
     tokens_per_step: int
     precision: str  # "fp32" or "bf16"
     threads: int
+    processes: int  # that train together
     step: int
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from i3lm.training.config import TrainConfig
+
 # Seconds that a thread waits for the other's Python: between two products it needs but a moment,
 # and Python's own 5 ms cost 4 % of a step.
 TURN = 1e-4
@@ -62,6 +64,20 @@ class Halves:
         """End the threads."""
         for pool in self._pools:
             pool.shutdown()
+
+
+def halves_of(
+    network: nn.Module, config: TrainConfig, device: torch.device, microbatch: int
+) -> Halves | None:
+    """Return halves where there are cores and sequences for two, and none of the means to save
+    memory is in use: a second set of gradients takes as much as the first."""
+    threads = torch.get_num_threads()
+    whole = (config.qat_bits or config.weight_bits, config.state_bits or 32) == (32, 32)
+    if not whole or (config.gradient_checkpointing or "none") != "none":
+        return None
+    if device.type != "cpu" or config.memory is not None or config.return_memory:
+        return None
+    return Halves(network, threads) if min(threads, microbatch) > 1 else None
 
 
 @contextlib.contextmanager

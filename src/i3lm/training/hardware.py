@@ -10,8 +10,12 @@ import torch
 from i3lm.errors import UserError
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device; UserError when torch does not know it or the machine has none."""
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """Return the device; UserError when torch does not know it or the machine has none.
+
+    `number`: of the process on this machine; each of several takes a GPU of its own.
+    """
+    name = f"{name}:{number}" if name == "cuda" and number else name
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

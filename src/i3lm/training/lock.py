@@ -43,8 +43,26 @@ def lock_folder(folder: Path) -> Iterator[str | None]:
             note = UNLOCKED
         with contextlib.suppress(OSError):  # a full disk: the lock holds, only its text is missing
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            who = f"process {os.getpid()} on {socket.gethostname()}"
+            os.pwrite(handle, f"{who}{_started_by()}\n".encode(), 0)
         yield note
     finally:
         # The file stays: to unlink it could take the name from one who waits on it.
         os.close(handle)
+
+
+def started_by_same(folder: Path) -> bool:
+    """Say whether the last to hold `folder` was started by the torchrun that started this process.
+
+    torchrun starts its processes anew when one has failed: they then go on with their run.
+    """
+    try:
+        text = (folder / NAME).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    mine = _started_by()
+    return bool(mine) and text.strip().endswith(f"on {socket.gethostname()}{mine}")
+
+
+def _started_by() -> str:
+    return f" of torchrun {os.getppid()}" if "TORCHELASTIC_RUN_ID" in os.environ else ""

@@ -2,12 +2,12 @@
 
 import contextlib
 import math
-import signal
+import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import astuple
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -26,11 +26,14 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.halves import Halves
+from i3lm.training.halves import halves_of
 from i3lm.training.hardware import resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
-from i3lm.training.stopwatch import Stopwatch
-from i3lm.units import format_bytes, format_duration
+from i3lm.training.parallel import Alone, Diverged, Interrupted
+from i3lm.training.planning import require_time
+from i3lm.training.signals import caught
+from i3lm.training.stopwatch import Clock, Stopwatch
+from i3lm.units import format_bytes
 
 CHECKPOINT_SECONDS = 60.0
 NO_MEMORY = "the system gives no more memory"
@@ -39,19 +42,6 @@ RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many 
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
 MICROBATCH_TOKENS = 1024  # elsewhere many more, which fill a GPU and fit one of 8 GB
 DEVICE_MICROBATCH_TOKENS = 16_384
-SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
-STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
-SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; it stands between two steps."""
-
-
-class Diverged(Exception):
-    """The loss or its gradient is not finite, or the loss has exploded; says which."""
 
 
 class Torn(Exception):
@@ -72,8 +62,10 @@ class Trainer:
         network: I3Network,
         precision: str,
         device: torch.device,
+        group: Alone | None = None,
     ) -> None:
         self.config, self.network, self.device = config, network, device
+        self.group = group or Alone()
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
@@ -92,9 +84,7 @@ class Trainer:
             network.model.compile_layers()
         self.autocast = precision == "bf16"
         if self.autocast and device.type == "cuda":
-            torch.set_float32_matmul_precision(
-                "high"
-            )  # TF32: finer than bf16, fast on tensor cores
+            torch.set_float32_matmul_precision("high")  # TF32: finer than bf16, as fast
         network.model.set_gradient_checkpointing(config.gradient_checkpointing or "none")
         self.sequences = max(1, round(config.batch_tokens / self.context))
         at_once = MICROBATCH_TOKENS if device.type == "cpu" else DEVICE_MICROBATCH_TOKENS
@@ -104,36 +94,40 @@ class Trainer:
             self.context, self.sequences, config.seed, wait=self.heed_signals
         )
         self.counters = Counters()
-        self.metrics = MetricsFile(self.run / "metrics.jsonl")
-        self._halves = self._make_halves()
+        self.group.adopt(network, self.optimizer)
+        chief = self.group.chief
+        self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
+        self._halves = halves_of(network, config, device, self.microbatch)
         self._reading = threading.Lock()  # a loader may have one reader at a time
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self.stopwatch = Stopwatch()
 
-    def _make_halves(self) -> Halves | None:
-        """Where there are cores for two halves, and memory for a second set of gradients: none
-        of the means to save memory is in use."""
-        c, threads = self.config, torch.get_num_threads()
-        whole = (c.qat_bits or c.weight_bits, c.state_bits or 32) == (32, 32)
-        if not whole or (c.gradient_checkpointing or "none") != "none":
-            return None
-        if self.device.type != "cpu" or c.memory is not None or c.return_memory:
-            return None
-        return Halves(self.network, threads) if min(threads, self.microbatch) > 1 else None
-
     def resume(self) -> list[str]:
         """Go on from the newest sound checkpoint; return sentences on what was passed over."""
-        if not list_checkpoints(self.run):  # killed before the first one
+        (found,) = self.group.from_chief(len(list_checkpoints(self.run)))
+        if not found:  # killed before the first one
             self.metrics.truncate(0)
+            self.spread()
             return [f"{self.run} has no checkpoint yet; the run begins anew"]
         return self._return_to_newest()
 
     def _return_to_newest(self) -> list[str]:
-        self.counters, notes = load_newest(self.run, self.network, self.optimizer)
-        set_aside(self.run, self.counters.step)
-        self.metrics.truncate(self.counters.metrics_bytes)
+        notes: list[str] = []
+        if self.group.chief:
+            more = self.group.state()
+            self.counters, notes = load_newest(self.run, self.network, self.optimizer, more)
+            set_aside(self.run, self.counters.step)
+            self.metrics.truncate(self.counters.metrics_bytes)
+        self.spread()
         return notes
+
+    def spread(self) -> None:
+        """Begin, or begin again, at the chief's weights, states and counters."""
+        counters = self.group.from_chief(*map(float, astuple(self.counters)))
+        kinds = (type(value) for value in astuple(self.counters))
+        self.counters = Counters(*(kind(x) for kind, x in zip(kinds, counters, strict=True)))
+        self.group.spread()
 
     def close(self) -> None:
         """End what runs beside the training, and close its file."""
@@ -179,11 +173,11 @@ class Trainer:
         Raises Interrupted after a first signal (see `signals`), within a microbatch.
         """
         self.stopwatch.start(self.counters.seconds)
-        evaluation = _Clock(self.config.eval_every, self._default_evaluation())
-        checkpoint = _Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
+        evaluation = Clock(self.config.eval_every, self._default_evaluation())
+        checkpoint = Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
         for clock in (evaluation, checkpoint):
             clock.start(self.counters.step, self.seconds)
-        while (progress := self.progress) < 1.0:
+        while (progress := self._agreed_progress()) < 1.0:
             try:
                 row = self.step(progress)
             except Diverged as error:
@@ -192,20 +186,38 @@ class Trainer:
                     clock.start(self.counters.step, self.seconds)
                 continue
             except Torn:
+                self._require_alone(NO_MEMORY)
                 yield {"note": self._mend()}
                 continue
             except SourceLost:
-                self.save()
+                if self.group.launch.size == 1:
+                    self.save()
                 raise
             except (MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error):
                     raise
+                self._require_alone(NO_MEMORY)
                 yield {"note": self._take_less(NO_MEMORY)}
                 continue
-            row["evaluate"] = evaluation.due(self.counters.step, self.seconds)
-            row["checkpoint"] = checkpoint.due(self.counters.step, self.seconds)
+            row["evaluate"], row["checkpoint"] = self._due(evaluation, checkpoint)
             yield row
-            self.heed_signals()
+            if note := self.group.slow():
+                yield {"note": note}
+            if self.group.launch.size == 1:  # several stop together, in a step
+                self.heed_signals()
+
+    def _agreed_progress(self) -> float:
+        """Return the progress as the chief sees it; between exchanges nobody ends."""
+        if self.group.together(self.counters.step):
+            return self.group.from_chief(self.progress)[0]
+        return min(self.progress, 1 - 1e-9)
+
+    def _due(self, *clocks: Clock) -> list[bool]:
+        """Say for each clock whether the chief's strikes, where all hold the same weights."""
+        step = self.counters.step
+        if not self.group.together(step):
+            return [False for _ in clocks]
+        return list(map(bool, self.group.from_chief(*(c.due(step, self.seconds) for c in clocks))))
 
     def _default_evaluation(self) -> Every:
         if self.config.steps:
@@ -224,6 +236,9 @@ class Trainer:
             loss = self._accumulate_gradients()
             norm = clip_gradients(self.network.parameters(), self.config.clip)
             self._require_sound(loss, norm)
+        except Diverged as error:
+            self.optimizer.zero_grad()
+            self.group.defer(error)
         except BaseException:
             self.optimizer.zero_grad()
             raise
@@ -237,6 +252,7 @@ class Trainer:
         self.optimizer.zero_grad()
         tokens = self.sequences * self.context
         self.counters.step += 1
+        self.group.stepped(self.counters.step)
         self.counters.tokens += tokens
         return {
             "step": self.counters.step,
@@ -266,7 +282,8 @@ class Trainer:
         """Return to the newest sound checkpoint with half the rate; return what was done."""
         cuts = self.counters.rate_cuts + 1
         lower = self.optimizer.groups[0].lr * 0.5**cuts
-        if not list_checkpoints(self.run):
+        (found,) = self.group.from_chief(len(list_checkpoints(self.run)))
+        if not found:
             raise UserError(
                 f"{reason}, before the first checkpoint; start again with --lr {lower:.2g}"
             )
@@ -301,6 +318,13 @@ class Trainer:
         self._peak = peak
         return self._take_less(f"the process took {format_bytes(peak)} of {format_bytes(limit)}")
 
+    def _require_alone(self, why: str) -> None:
+        """Refuse to repeat a step by itself where others have gone on with it."""
+        if self.group.launch.size > 1:
+            raise UserError(
+                f"{why}; all stop: go on with a smaller --microbatch, or fewer processes a machine"
+            )
+
     def _take_less(self, why: str) -> str:
         """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
         self._join_halves()
@@ -310,36 +334,49 @@ class Trainer:
         if self.network.model.checkpointing != "full":
             self.network.model.set_gradient_checkpointing("full")
             return f"{why}; it goes on with full gradient checkpointing"
-        self.save()
+        if self.group.chief:
+            self.save()
         raise UserError(
             f"{why}; all is saved, go on with more: i3lm train --resume {self.run} --memory ..."
         )
 
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
-        self.heed_signals()
+        begun = time.perf_counter()
         if self._halves:
-            return float(self._halves.run(lambda network, half: self._gradients(network, half, 2)))
-        return float(self._gradients(self.network, 0, 1))
+            loss = self._halves.run(lambda network, half: self._gradients(network, half, 2))
+        else:
+            loss = self._gradients(self.network, 0, 1)
+        step, seconds = self.counters.step + 1, time.perf_counter() - begun
+        mean = self.group.settle(step, float(loss), self._stop, seconds)
+        self.group.add_gradients(self.network.parameters())
+        return mean
 
     def _gradients(self, network: I3Network, part: int, parts: int) -> Tensor:
-        """Add up the gradients of one part of each microbatch; return the part's share of the
-        loss."""
+        """Add up the gradients of a part of each microbatch; return its share of the mean loss.
+
+        It ends early where training was asked to stop.
+        """
         total = torch.zeros((), device=self.device)  # read at the end: a GPU need not be waited for
-        count = self.sequences * self.context
-        first = self.counters.step * self.sequences
+        start, mine = self.group.share(self.sequences)
+        count = self.group.divisor(self.sequences) * self.context
+        first = self.counters.step * self.sequences + start
         began: list[float] = []
-        for begin in range(0, self.sequences, self.microbatch):
-            self.heed_signals()
-            if self.counters.step == 0:
+        for begin in range(0, mine, self.microbatch):
+            if self._stop:
+                break
+            if self.counters.step == 0 and self.group.launch.size == 1:
                 began.append(time.monotonic())
-                self._require_time(began)
-            size = min(self.microbatch, self.sequences - begin)
+                require_time(self.config, began, self.microbatch, self.context)
+            size = min(self.microbatch, mine - begin)
             here, end = (begin + size * k // parts for k in (part, part + 1))
             if here == end:
                 continue
             with self._reading:
-                rows = self.loader.windows(first + here, end - here)
+                try:
+                    rows = self.loader.windows(first + here, end - here)
+                except Interrupted:
+                    break
             self._require_tokens(rows, first + here)
             inputs, targets = (to_device(half, self.device) for half in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -347,26 +384,6 @@ class Trainer:
             loss.backward()
             total += loss.detach()
         return total
-
-    def _require_time(self, began: list[float]) -> None:
-        """Refuse a first step that would take longer than the whole run; `began`: microbatches.
-
-        The first of them, which loads code, does not count, nor do the first seconds.
-        """
-        if self.config.seconds is None or len(began) < 3 or began[-1] - began[0] < SURE_SECONDS:
-            return
-        each = (began[-1] - began[1]) / (len(began) - 2)
-        whole = each * self.sequences / self.microbatch
-        if whole > self.config.seconds:
-            most = (
-                int(self.config.seconds / each) * self.microbatch * self.context // STEPS_AT_LEAST
-            )
-            limit = format_duration(self.config.seconds)
-            raise UserError(
-                f"--batch-tokens {self.config.batch_tokens:,}: a step would take about "
-                f"{format_duration(whole)}, and --time is {limit}; name "
-                f"{max(self.context, most):,} or fewer"
-            )
 
     def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
         """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
@@ -386,7 +403,8 @@ class Trainer:
             self.counters.metrics_bytes = self.metrics.flush()
         except OSError as error:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
-        save_checkpoint(self.run, self.network, self.optimizer, self.counters)
+        more = self.group.state()
+        save_checkpoint(self.run, self.network, self.optimizer, self.counters, more)
 
     @torch.no_grad()
     def _require_sound_weights(self) -> None:
@@ -408,48 +426,15 @@ class Trainer:
         if self._stop:
             raise Interrupted
 
-    @contextlib.contextmanager
-    def signals(self) -> Iterator[None]:
+    def signals(self) -> contextlib.AbstractContextManager[None]:
         """Turn the first of SIGNALS into a request to stop; a second one acts at once."""
+        return caught(self._ask_to_stop)
 
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = True
-            signal.signal(number, old[signal.Signals(number)])
-
-        old = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup: not to be heard
-                    old[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self) -> None:
+        self._stop = True
 
 
 def _out_of_memory(error: BaseException) -> bool:
     """Whether the system refused memory; torch's allocator says so in a RuntimeError."""
     refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return refused or "can't allocate memory" in str(error)
-
-
-class _Clock:
-    """Tells when something is due, every so many steps or seconds."""
-
-    def __init__(self, every: Every | None, default: Every) -> None:
-        self.every = every or default
-        self._next = 0.0
-
-    def start(self, step: int, seconds: float) -> None:
-        interval = self.every.steps or self.every.seconds
-        assert interval is not None
-        now = step if self.every.steps else seconds
-        self._interval, self._next = interval, (now // interval + 1) * interval
-
-    def due(self, step: int, seconds: float) -> bool:
-        now = step if self.every.steps else seconds
-        if now < self._next:
-            return False
-        self._next = (now // self._interval + 1) * self._interval
-        return True

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from i3lm.errors import UserError
+from i3lm.launch import Launch
 from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 from i3lm.training.config import TrainConfig
@@ -15,9 +16,11 @@ from i3lm.training.hardware import (
     resident_bytes,
     return_freed_memory,
 )
-from i3lm.units import format_bytes
+from i3lm.units import format_bytes, format_duration
 
 THREADS_PER_CORE = 4  # more only wait for each other
+SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
+STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -93,12 +96,34 @@ def require_machine(config: TrainConfig) -> None:
         )
 
 
-def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Estimate]:
+def require_time(config: TrainConfig, began: list[float], microbatch: int, context: int) -> None:
+    """Refuse a first step that would take longer than the whole run.
+
+    `began`: when each microbatch began. The first, which loads code, does not count, nor do the
+    first seconds.
+    """
+    if config.seconds is None or len(began) < 3 or began[-1] - began[0] < SURE_SECONDS:
+        return
+    each = (began[-1] - began[1]) / (len(began) - 2)
+    whole = each * config.batch_tokens / (microbatch * context)
+    if whole > config.seconds:
+        most = int(config.seconds / each) * microbatch * context // STEPS_AT_LEAST
+        limit = format_duration(config.seconds)
+        raise UserError(
+            f"--batch-tokens {config.batch_tokens:,}: a step would take about "
+            f"{format_duration(whole)}, and --time is {limit}; name {max(context, most):,} or fewer"
+        )
+
+
+def plan_run(
+    config: TrainConfig, sizes: Architecture, launch: Launch | None = None
+) -> tuple[TrainConfig, Estimate]:
     """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
 
-    The limit is `config.memory`, else most of what is free. UserError for a limit that cannot be
-    kept or that the machine has not.
+    The limit is `config.memory`, else most of what is free, shared among a machine's processes.
+    UserError for a limit that cannot be kept or that the machine has not.
     """
+    launch = launch or Launch()
     total = machine_bytes()
     if config.memory is not None and total is not None and config.memory > total:
         raise UserError(
@@ -111,10 +136,10 @@ def plan_run(config: TrainConfig, sizes: Architecture) -> tuple[TrainConfig, Est
         limit = min(limit, runtime + _address_space_left())
     else:
         free = free_bytes()
-        limit = 1 << 62 if free is None else runtime + int(SPARE * free)
+        limit = 1 << 62 if free is None else runtime + int(SPARE * free / launch.local_size)
     context = sizes.max_position_embeddings
     wanted = Wanted(
-        sequences=max(1, round(config.batch_tokens / context)),
+        sequences=-(-max(1, round(config.batch_tokens / context)) // launch.size),
         context=context,
         optimizer=config.optimizer,
         low_bytes=2 if config.precision == "bf16" else 4,

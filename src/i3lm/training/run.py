@@ -35,11 +35,13 @@ from i3lm.training.heldout import (
     first_documents,
     sample_prompts,
 )
+from i3lm.training.joining import LOST, Meeting, joined, shared_config, shared_corpus
 from i3lm.training.lock import NAME as LOCK
-from i3lm.training.lock import lock_folder
-from i3lm.training.loop import Interrupted, Trainer
+from i3lm.training.lock import lock_folder, started_by_same
+from i3lm.training.loop import Trainer
+from i3lm.training.parallel import Alone, Interrupted, Lost
 from i3lm.training.planning import plan_run, require_machine
-from i3lm.training.text import begun_as, open_text, require_enough
+from i3lm.training.text import begun_as, open_text, require_enough, streamed
 from i3lm.units import format_bytes, format_duration
 
 SAMPLE_TOKENS = 48
@@ -69,8 +71,19 @@ def train(
     model (loadable by transformers), `run.json`, `metrics.jsonl`, `report.html`, `data/` (the
     token files) and `checkpoints/`. Raises UserError for anything the user can mend.
     """
-    tell = _careful(listener)
+    choose_device(config.device)  # before anybody waits for this process
+    with joined(config, resume) as (group, meeting):
+        if group.chief:
+            return _lead(config, resume, _careful(listener), group, meeting)
+        return _train(config, Path(config.out), resume, lambda *event: None, group, meeting)
+
+
+def _lead(
+    config: TrainConfig, resume: bool, tell: Listener, group: Alone, meeting: Meeting | None
+) -> TrainResult:
+    """Train as the process that writes, with the folder to itself."""
     run = Path(config.out)
+    resume = resume or started_by_same(run)
     _check_folder(run, resume)
     with lock_folder(run) as warning:
         if warning:
@@ -81,7 +94,7 @@ def train(
             ours = not resume
             with writing_to(run):
                 remove_parts(run)
-                return _train(config, run, resume, tell)
+                return _train(config, run, resume, with_report(run, tell), group, meeting)
         except UserError:
             if ours and not list_checkpoints(run):  # nothing that could go on
                 for name in ("run.json", "metrics.jsonl", REPORT):
@@ -90,10 +103,16 @@ def train(
             raise
 
 
-def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
-    tell = with_report(run, tell)
+def _train(
+    config: TrainConfig,
+    run: Path,
+    resume: bool,
+    tell: Listener,
+    group: Alone,
+    meeting: Meeting | None,
+) -> TrainResult:
     try:
-        return _prepare_and_run(config, run, resume, tell)
+        return _prepare_and_run(config, run, resume, tell, group, meeting)
     except BaseException as error:
         with contextlib.suppress(Exception):  # it may have come from a listener
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -101,30 +120,54 @@ def _train(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> Trai
         raise
 
 
-def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listener) -> TrainResult:
-    device = choose_device(config.device)
+def _prepare_and_run(
+    config: TrainConfig,
+    run: Path,
+    resume: bool,
+    tell: Listener,
+    group: Alone,
+    meeting: Meeting | None,
+) -> TrainResult:
+    device = choose_device(config.device, group.launch.local_rank)
     require_machine(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    precision = choose_precision(config.precision, device)
-    config = dataclasses.replace(config, precision=precision)
-    begun = begun_as(config, run, tell) if resume else None
-    config, why = choose_preset(config)
-    if why:
-        tell("note", {"text": why})
+    begun = None
+    if group.chief:
+        config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
+        begun = begun_as(config, run, tell) if resume else None
+        config, why = choose_preset(config)
+        if why:
+            tell("note", {"text": why})
+    if meeting:
+        config = shared_config(meeting, config)
+        resume = bool(group.from_chief(resume)[0])
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
+    sequences = max(1, round(config.batch_tokens / sizes.max_position_embeddings))
+    if group.launch.size > sequences:
+        raise UserError(
+            f"{group.launch.size} processes share the {sequences} sequences of a step; start "
+            f"fewer, or raise --batch-tokens {config.batch_tokens}"
+        )
     if device.type == "cpu":
-        plan_run(config, sizes)
-    corpus = open_text(config, begun, tell)
+        plan_run(config, sizes, group.launch)
+
+    def make() -> Corpus:
+        return open_text(config, begun, tell)
+
+    corpus = shared_corpus(meeting, run / "data", make) if meeting else make()
+    corpus = streamed(corpus, config, group.launch.rank)
     architecture = config.architecture(len(corpus.tokenizer))
     require_enough(corpus, config, architecture.max_position_embeddings)
     if device.type == "cpu":
-        config, cost = plan_run(config, architecture)
+        config, cost = plan_run(config, architecture, group.launch)
+        (bits,) = group.from_chief(config.state_bits or 32)
+        config = dataclasses.replace(config, state_bits=int(bits))
         tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
 
     torch.manual_seed(config.seed)
     network = I3Network(architecture).to(device)
-    trainer = Trainer(config, corpus, network, precision, device)
+    trainer = Trainer(config, corpus, network, config.precision, device, group)
     with contextlib.closing(trainer), trainer.signals():
         if resume:
             for note in trainer.resume():
@@ -132,6 +175,10 @@ def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listene
             if trainer.spent:
                 text = "nothing is left to train; give more than it has had with --time or --steps"
                 tell("note", {"text": f"{_had(trainer)}: {text}"})
+        else:
+            trainer.spread()
+        if not group.chief:
+            return _follow(trainer)
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
@@ -150,12 +197,32 @@ def _prepare_and_run(config: TrainConfig, run: Path, resume: bool, tell: Listene
                 "characters_per_token": corpus.characters_per_token,
                 "context": architecture.max_position_embeddings,
                 "tokens_per_step": trainer.sequences * trainer.context,
-                "precision": precision,
+                "precision": config.precision,
                 "threads": torch.get_num_threads(),
+                "processes": group.launch.size,
                 "step": trainer.counters.step,
             },
         )
-        return _run(trainer, corpus, tell)
+        try:
+            return _run(trainer, corpus, tell)
+        except Lost as error:
+            assert meeting is not None
+            meeting.mark(LOST)  # the others see that this one is left, however long it saves
+            if not group.keeps(trainer.counters.step):
+                raise
+            trainer.save()
+            raise Lost(f"{error}", saved=trainer.counters.step) from None
+
+
+def _follow(trainer: Trainer) -> TrainResult:
+    """Train beside the chief, which speaks and writes."""
+    interrupted = False
+    try:
+        for _ in trainer.train():
+            trainer.keep_memory()
+    except Interrupted:
+        interrupted = True
+    return TrainResult(trainer.run, {}, interrupted)
 
 
 def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
@@ -164,7 +231,12 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
 
     def evaluate() -> None:
         trainer.counters.owes_evaluation = trainer.progress < 1
-        bits = _bits_per_character(trainer, quick, on_the_way=True)
+        try:
+            bits = _bits_per_character(trainer, quick, on_the_way=True)
+            sample = _sample(trainer, corpus, prompts) if math.isfinite(bits) else {}
+        except Interrupted:  # the next step says so to all processes
+            trainer.network.train()
+            return
         trainer.counters.owes_evaluation = False
         if not math.isfinite(bits):  # the next step finds out too, and goes back
             tell("note", {"text": f"the held-out loss of step {trainer.counters.step} is {bits}"})
@@ -174,24 +246,22 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
             "step": trainer.counters.step,
             "seconds": round(trainer.seconds, 3),
             "held_out_bits_per_character": bits,
-            "sample": _sample(trainer, corpus, prompts),
+            "sample": sample,
         }
         trainer.network.train()
         trainer.metrics.write(row)
         tell("evaluation", row)
 
     def save() -> None:
+        figures = _figures(trainer, corpus)
         try:
             trainer.save()
-            save_folder(
-                trainer.run, trainer.network, corpus.tokenizer, run=_figures(trainer, corpus)
-            )
+            save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
         except (UserError, OSError, SafetensorError) as error:  # the next one may succeed
             tell("note", {"text": f"{error}; training goes on"})
             return
         tell("checkpoint", {"step": trainer.counters.step})
 
-    final = None
     try:
         if trainer.counters.owes_evaluation:
             evaluate()
@@ -207,13 +277,19 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
                 evaluate()
             if row["checkpoint"] and row["progress"] < 1:
                 save()
-        trainer.save()
-        evaluate()
-        final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
-        bits = _bits_per_character(trainer, final)
+        finished = True
     except Interrupted:
-        final = None
-        trainer.save()
+        finished = False
+    final = None
+    trainer.save()
+    if finished:
+        try:
+            evaluate()
+            final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
+            bits = _bits_per_character(trainer, final)
+        except Interrupted:
+            final = None
+            trainer.save()
     figures = _figures(trainer, corpus)
     if final:
         figures["held_out_bits_per_character"] = bits
@@ -222,8 +298,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"the model cannot be written ({error}); its newest checkpoint is whole: make room, "
-            f"then i3lm train --resume {trainer.run}"
+            f"the model cannot be written ({error}); its newest checkpoint is whole: make "
+            f"room, then i3lm train --resume {trainer.run}"
         ) from None
     tell("end", {**figures, "interrupted": final is None})
     return TrainResult(trainer.run, figures, interrupted=final is None)
@@ -342,6 +418,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "optimizer": config.optimizer,
         "precision": config.precision,
         "threads": torch.get_num_threads(),
+        "processes": trainer.group.launch.size,
         "peak_memory_bytes": resident_bytes()[1],
         "seed": config.seed,
     }

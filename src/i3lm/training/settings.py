@@ -46,6 +46,10 @@ class Settings(TypedDict, total=False):
     skip_bad_lines: bool | None
     stream: int | str | None  # bytes, or "128MB"
     compile: bool | None
+    parallel: str | None
+    sync_every: int | None  # steps
+    sync_bits: int | None
+    ddp_timeout: float | str | None  # seconds, or "5m"
 
 
 def configure(**settings: Unpack[Settings]) -> TrainConfig:
@@ -82,8 +86,9 @@ def _fields(settings: dict[str, Any]) -> dict[str, Any]:
         fields["data"] = tuple(str(item) for item in data)
     if isinstance(fields.get("out"), Path):
         fields["out"] = str(fields["out"])
-    if isinstance(fields.get("time"), str):
-        fields["time"] = parse_duration(fields["time"])
+    for name in ("time", "ddp_timeout"):
+        if isinstance(fields.get(name), str):
+            fields[name] = parse_duration(fields[name])
     for name in ("memory", "stream"):
         if isinstance(fields.get(name), str):
             fields[name] = parse_size(fields[name])

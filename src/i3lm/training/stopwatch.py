@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from i3lm.training.config import Every
+
 BEAT_SECONDS = 0.5
 STILL_SECONDS = 3.0  # between two beats: the process was stopped, or the machine slept
 
@@ -48,3 +50,26 @@ class Stopwatch:
             gap = now - self._last
             self._total += gap if gap < STILL_SECONDS else BEAT_SECONDS
             self._last = now
+
+
+class Clock:
+    """Tells when something is due, every so many steps or seconds."""
+
+    def __init__(self, every: Every | None, default: Every) -> None:
+        self.every = every or default
+        self._next = 0.0
+
+    def start(self, step: int, seconds: float) -> None:
+        """Begin to count at this step and these seconds of training."""
+        interval = self.every.steps or self.every.seconds
+        assert interval is not None
+        now = step if self.every.steps else seconds
+        self._interval, self._next = interval, (now // interval + 1) * interval
+
+    def due(self, step: int, seconds: float) -> bool:
+        """Say whether it is due, once for each time."""
+        now = step if self.every.steps else seconds
+        if now < self._next:
+            return False
+        self._next = (now // self._interval + 1) * self._interval
+        return True

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from i3lm.data import Corpus, open_source, prepare
 from i3lm.data.packing import Differs, without_source
-from i3lm.data.streaming import prepare_stream
+from i3lm.data.sources import Source
+from i3lm.data.streaming import StreamedCorpus, prepare_stream
 from i3lm.errors import UserError
 from i3lm.training.config import BATCH_TOKENS, TrainConfig
 
@@ -32,13 +33,7 @@ def open_text(config: TrainConfig, begun: TrainConfig | None, tell: Tell) -> Cor
     size, least = config.vocabulary
     folder = Path(config.out) / "data"
     try:
-        source = open_source(
-            list(config.data) or None,
-            text_column=config.text_column,
-            split=config.split,
-            documents=config.documents,
-            skip_bad=config.skip_bad_lines,
-        )
+        source = _source(config)
     except UserError:
         if begun is None or begun.data != config.data or config.stream is not None:
             raise
@@ -66,6 +61,27 @@ def open_text(config: TrainConfig, begun: TrainConfig | None, tell: Tell) -> Cor
         text = f"{unfit:,} lines or rows are no conversation or no row, and were left out"
         tell("note", {"text": text})
     return corpus
+
+
+def _source(config: TrainConfig) -> Source:
+    return open_source(
+        list(config.data) or None,
+        text_column=config.text_column,
+        split=config.split,
+        documents=config.documents,
+        skip_bad=config.skip_bad_lines,
+    )
+
+
+def streamed(corpus: Corpus, config: TrainConfig, rank: int) -> Corpus:
+    """Return the corpus, which reads on in its source where the run streams.
+
+    Another process than the one that made the sample has opened nothing but that.
+    """
+    if config.stream is None or isinstance(corpus, StreamedCorpus):
+        return corpus
+    source, threads = _source(config), config.threads
+    return StreamedCorpus.of(corpus, source, config.stream, threads=threads, rank=rank)
 
 
 @contextlib.contextmanager
