@@ -124,7 +124,7 @@ def test_a_budget_that_is_spent_is_said(begun):
 
 
 def test_more_than_the_machine_or_the_text_has(small_config, monkeypatch):
-    from i3lm.training import loop
+    from i3lm.training import planning
 
     def refused(**changes) -> str:
         with pytest.raises(UserError) as caught:
