@@ -30,7 +30,7 @@ sys.exit(main())
 """
 
 COMMANDS = {
-    "train, packing": ("i3lm.training.run", "prepare", "train --data {text} --out {out}"),
+    "train, packing": ("i3lm.training.text", "prepare", "train --data {text} --out {out}"),
     "train, writing": ("i3lm.data.packing", "_write_manifest", "train --data {text} --out {out}"),
     "generate": ("i3lm.generation", "stream", "generate {model} hello"),
     "chat -p": ("i3lm.folder", "load_folder", "chat {model} -p hello"),
