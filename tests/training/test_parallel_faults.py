@@ -20,6 +20,7 @@ from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
 from i3lm.training.joining import Meeting, _compare, _facts
 from i3lm.training.metrics import read_metrics
+from i3lm.training.signals import SIGNALS
 
 SMALL = (
     *("--preset", "i3-tiny", "--vocab-size", "400", "--context", "32", "--batch-tokens", "64"),
@@ -41,7 +42,10 @@ def alone(monkeypatch):
         for name, value in names.items():
             monkeypatch.setenv(name, str(value))
 
-    return pretend
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield pretend
+    for number, handler in handlers.items():  # a process that leaves heeds none any more
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,11 @@ def test_the_stopwatch_leaves_out_long_gaps_only():
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-def test_a_signal_ends_a_long_step_between_microbatches(small_config, name):
+def test_a_signal_ends_a_long_step_between_microbatches(small_config, tmp_path, name):
     """A step of 16,384 microbatches would take minutes; the run is saved and can go on."""
-    config = small_config()
+    text = tmp_path / "long.txt"  # a step may not be larger than the text
+    text.write_text(Path(small_config().data[0]).read_text() * 60)
+    config = small_config(data=(str(text),))
     child = begin(config, "--batch-tokens", 16384 * 32, "--microbatch", 1, "--steps", 3)
     time.sleep(1)
     began = time.monotonic()

@@ -102,10 +102,12 @@ def _check_unicode(text: str, where: str) -> None:
 def json_rows(path: Place, advance: Advance, skip_bad: bool = False) -> Iterator[Row | None]:
     """Yield the objects of a file's lines; None for a line that is none, with `skip_bad`."""
     with open_bytes(path) as file:
+        end = 0  # bytes read; some streams cannot tell
         for number in itertools.count(1):
             raw = file.readline(_LONGEST_ROW)
             if not raw:
                 return
+            end += len(raw)
             where = f"{path}:{number}"
             advance(len(raw))
             if len(raw) == _LONGEST_ROW:
@@ -115,7 +117,7 @@ def json_rows(path: Place, advance: Advance, skip_bad: bool = False) -> Iterator
             if not raw.strip():
                 continue
             try:
-                row = _json_row(raw, where, file.tell() - len(raw))
+                row = _json_row(raw, where, end - len(raw))
             except UserError:
                 if not skip_bad:
                     raise

@@ -5,6 +5,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -199,7 +201,7 @@ class Segments:
         """End what is being made; it is made anew when it is wanted."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(5.0)  # a connection that hangs ends with the process
+            self._thread.join(1.0)  # a connection that hangs ends with the process
 
     def _path(self, number: int) -> Path:
         return self.folder / f"segment-{number}.bin"
@@ -320,3 +322,15 @@ def _write_index(folder: Path, index: dict[str, Any]) -> None:
 
 def _digest(index: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def of_stream(name: str) -> bool:
+    """Say whether a stream leaves a file or folder of this name in a run's `data`."""
+    return name == INDEX or bool(re.fullmatch(r"segment-\d+\.bin|rank-\d+", name))
+
+
+def drop_segments(folder: Path) -> None:
+    """Remove what a stream has left in a run's `data`."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if of_stream(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -38,7 +38,7 @@ def sample_of(source: Source, characters: int) -> Source:
                 return
 
     identity = {**source.identity, "sample": characters}
-    return Source(source.description, identity, read, size=characters)
+    return Source(source.description, identity, read, source.files, size=characters)
 
 
 @dataclass(frozen=True)

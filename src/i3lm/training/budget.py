@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from i3lm.errors import UserError
+from i3lm.launch import Launch
 from i3lm.presets import find_preset
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import products_per_second
@@ -18,22 +19,26 @@ LADDER = (("i3-mini", 1.5e14), ("i3-small", 1.5e15), ("i3-12m", float("inf")))
 SHARE = 0.4
 
 
-def choose_preset(config: TrainConfig) -> tuple[TrainConfig, str | None]:
+def choose_preset(
+    config: TrainConfig, launch: Launch | None = None
+) -> tuple[TrainConfig, str | None]:
     """Fill in the preset that is best for the budget and fits the memory; say why.
 
-    The budget is `steps`, else the time at the rate of this machine's products, measured in 50 ms.
+    The budget is `steps`, else the time at the rate of this machine's products, measured in 50 ms,
+    times the processes; a GPU takes the largest.
     UserError where not even the smallest fits.
     """
     if config.preset is not None:
         return config, None
-    flops = _flops(config)
+    launch = launch or Launch()
+    flops = _flops(config, launch.size) if config.device == "cpu" else LADDER[-1][1]
     names = [name for name, _ in LADDER]
     wanted = next(i for i, (_, most) in enumerate(LADDER) if flops <= most)
     for place in reversed(range(wanted + 1)):
         chosen = dataclasses.replace(config, preset=names[place])
         try:
             if config.device == "cpu":
-                plan_run(chosen, chosen.architecture())
+                plan_run(chosen, chosen.architecture(), launch)
         except UserError:
             if place == 0:
                 raise
@@ -43,14 +48,14 @@ def choose_preset(config: TrainConfig) -> tuple[TrainConfig, str | None]:
     raise AssertionError
 
 
-def _flops(config: TrainConfig) -> float:
+def _flops(config: TrainConfig, processes: int) -> float:
     smallest = find_preset(LADDER[0][0]).architecture
     given: list[float] = []
     if config.steps:
         given.append(config.steps * config.batch_tokens * smallest.flops_per_token(config.context))
     if config.seconds:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        given.append(config.seconds * SHARE * products_per_second(dtype))
+        given.append(config.seconds * SHARE * processes * products_per_second(dtype))
     return min(given)
 
 

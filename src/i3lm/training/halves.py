@@ -69,15 +69,21 @@ class Halves:
 def halves_of(
     network: nn.Module, config: TrainConfig, device: torch.device, microbatch: int
 ) -> Halves | None:
-    """Return halves where there are cores and sequences for two, and none of the means to save
+    """Return halves where they pay."""
+    if device.type != "cpu" or not pays(config, microbatch):
+        return None
+    return Halves(network, torch.get_num_threads())
+
+
+def pays(config: TrainConfig, microbatch: int) -> bool:
+    """Say whether there are cores and sequences for two halves, and none of the means to save
     memory is in use: a second set of gradients takes as much as the first."""
-    threads = torch.get_num_threads()
     whole = (config.qat_bits or config.weight_bits, config.state_bits or 32) == (32, 32)
     if not whole or (config.gradient_checkpointing or "none") != "none":
-        return None
-    if device.type != "cpu" or config.memory is not None or config.return_memory:
-        return None
-    return Halves(network, threads) if min(threads, microbatch) > 1 else None
+        return False
+    if config.memory is not None or config.return_memory or config.compile:
+        return False
+    return min(torch.get_num_threads(), microbatch) > 1
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Nothing here runs in a process that was started alone.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -36,6 +37,7 @@ LAST_WORDS = 1.0  # seconds in which those that lost a process see who is left
 SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
 Answer = TypeVar("Answer")
 FAILED, LOST = "failed", "lost"
+SHARED = ("parallel", "sync_every", "sync_bits", "steps", "ddp_timeout", "device")
 
 
 class Meeting:
@@ -181,6 +183,7 @@ def joined(config: TrainConfig, resume: bool) -> Iterator[tuple[Alone, Meeting |
         facts = meeting.introduce(_facts(config, resume))
         hosts[:] = [str(fact["host"]) for fact in facts]
         _compare(facts)
+        config = dataclasses.replace(config, **facts[0]["shared"])
         device = torch.device(config.device).type
         _choose_interface(who.address)
         with talking():
@@ -239,6 +242,8 @@ def _facts(config: TrainConfig, resume: bool) -> dict:
         "torch": torch.__version__,
         "code": code.hexdigest()[:12],
         "resume": resume,
+        # What a run that goes on has of these only the first process knows.
+        "shared": {name: getattr(config, name) for name in SHARED},
         "settings": {} if resume else settings,  # else the chief's, of its run.json
     }
 
@@ -273,9 +278,8 @@ def shared_config(meeting: Meeting, config: TrainConfig) -> TrainConfig:
     if meeting.launch.rank == 0:
         meeting.tell("config", config.to_json())
         return config
-    return TrainConfig.parse(
-        meeting.hear("config"), {name: getattr(config, name) for name in LOCAL}
-    )
+    own = {name: getattr(config, name) for name in LOCAL if name != "device"}
+    return TrainConfig.parse(meeting.hear("config"), own)
 
 
 def shared_corpus(meeting: Meeting, folder: Path, make: Callable[[], Corpus]) -> Corpus:

@@ -190,7 +190,7 @@ class Trainer:
                 yield {"note": self._mend()}
                 continue
             except SourceLost:
-                if self.group.launch.size == 1:
+                if self.group.chief and self.group.keeps(self.counters.step):
                     self.save()
                 raise
             except (MemoryError, RuntimeError) as error:
@@ -235,10 +235,11 @@ class Trainer:
         try:
             loss = self._accumulate_gradients()
             norm = clip_gradients(self.network.parameters(), self.config.clip)
-            self._require_sound(loss, norm)
-        except Diverged as error:
-            self.optimizer.zero_grad()
-            self.group.defer(error)
+            try:
+                self._require_sound(loss, norm)
+            except Diverged as error:
+                self.optimizer.zero_grad()
+                self.group.defer(error)
         except BaseException:
             self.optimizer.zero_grad()
             raise
@@ -413,7 +414,11 @@ class Trainer:
         if self.counters.step == 0:
             return
         newest = self.counters.step * self.sequences - 1  # at hand, where the next may not be
-        inputs, targets = (to_device(rows, self.device) for rows in self.loader.windows(newest, 1))
+        try:
+            rows = self.loader.windows(newest, 1)
+        except Interrupted:  # a resumed stream is not yet at hand, nor has a step been made
+            return
+        inputs, targets = (to_device(part, self.device) for part in rows)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             loss = float(self.network.loss(inputs, targets)) / self.context
         try:

@@ -106,9 +106,6 @@ class Alone:
         return None
 
 
-ALONE = Alone()
-
-
 class Replicas(Alone):
     """Every process holds the whole model and its states; gradients are summed at each step."""
 

@@ -10,6 +10,7 @@ from i3lm.launch import Launch
 from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 from i3lm.training.config import TrainConfig
+from i3lm.training.halves import pays
 from i3lm.training.hardware import (
     choose_device,
     choose_precision,
@@ -20,6 +21,7 @@ from i3lm.units import format_bytes, format_duration
 
 THREADS_PER_CORE = 4  # more only wait for each other
 SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
+DILOCO_BYTES = 12  # of a parameter: the anchor, its momentum, what is owed
 STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -131,6 +133,8 @@ def plan_run(
             f"{format_bytes(total)}; name less"
         )
     runtime = resident_bytes()[0]
+    if launch.size > 1 and config.parallel == "diloco":
+        runtime += DILOCO_BYTES * sizes.parameters
     limit = config.memory
     if limit is not None:
         limit = min(limit, runtime + _address_space_left())
@@ -162,7 +166,10 @@ def plan_run(
         ) from None
     if choice.return_memory:
         return_freed_memory()
-    return filled(config, choice), cost
+    config = filled(config, choice)
+    if pays(config, choice.microbatch):
+        cost = dataclasses.replace(cost, gradients=2 * cost.gradients)
+    return config, cost
 
 
 def filled(config: TrainConfig, choice: Choice) -> TrainConfig:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from i3lm import __version__
 from i3lm.data import Corpus
 from i3lm.data.packing import FILES
+from i3lm.data.segments import drop_segments, of_stream
 from i3lm.errors import UserError
 from i3lm.files import PART, remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
@@ -41,7 +42,7 @@ from i3lm.training.lock import lock_folder, started_by_same
 from i3lm.training.loop import Trainer
 from i3lm.training.parallel import Alone, Interrupted, Lost
 from i3lm.training.planning import plan_run, require_machine
-from i3lm.training.text import begun_as, open_text, require_enough, streamed
+from i3lm.training.text import as_chosen, begun_as, open_text, require_enough, streamed
 from i3lm.units import format_bytes, format_duration
 
 SAMPLE_TOKENS = 48
@@ -83,7 +84,7 @@ def _lead(
 ) -> TrainResult:
     """Train as the process that writes, with the folder to itself."""
     run = Path(config.out)
-    resume = resume or started_by_same(run)
+    resume = resume or (started_by_same(run) and (run / "run.json").exists())
     _check_folder(run, resume)
     with lock_folder(run) as warning:
         if warning:
@@ -92,6 +93,8 @@ def _lead(
         try:
             _check_folder(run, resume)  # again: another run may have ended meanwhile
             ours = not resume
+            if ours:
+                drop_segments(run / "data")
             with writing_to(run):
                 remove_parts(run)
                 return _train(config, run, resume, with_report(run, tell), group, meeting)
@@ -99,6 +102,7 @@ def _lead(
             if ours and not list_checkpoints(run):  # nothing that could go on
                 for name in ("run.json", "metrics.jsonl", REPORT):
                     (run / name).unlink(missing_ok=True)
+                drop_segments(run / "data")
             _drop_empty(run)
             raise
 
@@ -136,11 +140,14 @@ def _prepare_and_run(
     if group.chief:
         config = dataclasses.replace(config, precision=choose_precision(config.precision, device))
         begun = begun_as(config, run, tell) if resume else None
-        config, why = choose_preset(config)
+        if begun:
+            config = as_chosen(config, begun)
+        config, why = choose_preset(config, group.launch)
         if why:
             tell("note", {"text": why})
     if meeting:
         config = shared_config(meeting, config)
+        device = choose_device(config.device, group.launch.local_rank)
         resume = bool(group.from_chief(resume)[0])
     sizes = config.architecture()  # refuse impossible sizes and limits before any work
     sequences = max(1, round(config.batch_tokens / sizes.max_position_embeddings))
@@ -332,7 +339,8 @@ def _check_folder(run: Path, resume: bool) -> None:
 def _expected(path: Path) -> bool:
     """Whether this may lie in the folder of a new run: of one that was stopped as it began."""
     if path.name == "data" and path.is_dir():  # the user's own texts may lie in such a folder
-        return all(entry.name in FILES or entry.name.endswith(PART) for entry in path.iterdir())
+        names = [entry.name for entry in path.iterdir()]
+        return all(name in FILES or name.endswith(PART) or of_stream(name) for name in names)
     return path.name == LOCK or path.name.endswith(PART)
 
 

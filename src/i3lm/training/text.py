@@ -1,6 +1,7 @@
 """The text of a run: prepared, or opened again; what a run that goes on keeps of it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,11 +19,18 @@ Tell = Callable[[str, dict], None]
 def begun_as(config: TrainConfig, run: Path, tell: Tell) -> TrainConfig:
     """Return what the run that goes on was asked; UserError for what it cannot change."""
     begun = TrainConfig.load(run)
+    config = as_chosen(config, begun)
     config.require_kept(begun)
     if config.precision != begun.precision:
         text = f"from here on in {config.precision}, before in {begun.precision}"
         tell("note", {"text": f"{text}: weights and states are float32 in both"})
     return begun
+
+
+def as_chosen(config: TrainConfig, begun: TrainConfig) -> TrainConfig:
+    """Return `config` with what the run chose for itself where nobody named it."""
+    preset, bits = config.preset or begun.preset, config.state_bits or begun.state_bits
+    return dataclasses.replace(config, preset=preset, state_bits=bits)
 
 
 def open_text(config: TrainConfig, begun: TrainConfig | None, tell: Tell) -> Corpus:
