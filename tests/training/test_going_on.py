@@ -273,3 +273,13 @@ def test_a_run_that_is_found_late_is_left_alone(small_config, monkeypatch):
     with pytest.raises(UserError, match="holds another run"):
         train(config)
     assert (Path(config.out) / "run.json").read_text() == "another's"
+
+
+def test_a_process_that_is_started_again_with_its_command_keeps_what_was_chosen(small_config):
+    """As torchrun does with a failed one, whose command named no preset."""
+    config = small_config(steps=2, state_bits=8)
+    train(config)
+    again = dataclasses.replace(config, preset=None, state_bits=None, steps=3)
+    train(again, resume=True)
+    kept = TrainConfig.load(Path(config.out))
+    assert (kept.preset, kept.state_bits, kept.steps) == ("i3-tiny", 8, 3)

@@ -82,3 +82,19 @@ def test_bad_streams_are_one_line(tmp_path, capsys):
         assert message in error
         assert error.count("error:") == 1
         assert not (tmp_path / "run").exists()
+
+
+def test_another_text_on_the_disk_is_refused_and_leftovers_give_way(small_config, text_file):
+    """Files on the disk are held against their checksums, though only a sample of them is kept."""
+    text = text_file.read_text()
+    other = text_file.parent / "streamed.txt"
+    other.write_text(text)
+    config = small_config(data=(str(other),), stream=1_200, steps=2)
+    data = Path(config.out) / "data"
+    (data / "rank-1").mkdir(parents=True)  # of a run that was refused before its first step
+    (data / "segment-0.bin").write_bytes(b"old")
+    train(config)
+    assert not (data / "rank-1").exists()
+    other.write_text(text.upper())
+    with pytest.raises(UserError, match="changed"):
+        train(replace(TrainConfig.load(Path(config.out)), steps=4), resume=True)
