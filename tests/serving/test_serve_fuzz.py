@@ -21,7 +21,8 @@ def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
     flags += ["--exclude-checks", "positive_data_acceptance"]
     # A thousand messages of a thousand parts are 4 MB: 413, before anybody looks into them.
     (tmp_path / "schemathesis.toml").write_text(
-        "[checks.negative_data_rejection]\nexpected-statuses = [400, 401, 404, 405, 413, 415, 422]\n"
+        "[checks.negative_data_rejection]\n"
+        "expected-statuses = [400, 401, 404, 405, 413, 415, 422]\n"
     )
     long = ["--max-time", str(SECONDS), "--max-examples", "100000"]
     flags += long if SECONDS else ["--max-examples", "5"]
