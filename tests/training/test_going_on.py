@@ -137,7 +137,7 @@ def test_more_than_the_machine_or_the_text_has(small_config, monkeypatch):
     assert re.search(r"there is to train on, [\d,]+ tokens", told)
     assert "--context 1,000,000,000" in refused(context=1_000_000_000)
     monkeypatch.setattr(planning, "SURE_SECONDS", 0.0)
-    slow = {"batch_tokens": 8192, "steps": None, "time": 1e-3}
+    slow = {"batch_tokens": 8192, "steps": None, "time": 0.05}
     told = refused(**slow)
     assert "a step would take about" in told
     assert "--time" in told

@@ -60,7 +60,7 @@ def limited(out: Path, text: Path, spare: int, when: int, size: str) -> subproce
 def test_memory_that_runs_out_makes_the_microbatch_smaller(tmp_path, text_file):
     """The address space is limited after step 2: the step is taken in smaller pieces."""
     run = tmp_path / "run"
-    done = limited(run, text_file, 60, 2, "large")
+    done = limited(run, text_file, 90, 2, "large")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert "gives no more memory; it goes on with a microbatch of" in done.stdout
     rows = [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]

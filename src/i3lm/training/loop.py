@@ -419,12 +419,16 @@ class Trainer:
         except Interrupted:  # a resumed stream is not yet at hand, nor has a step been made
             return
         inputs, targets = (to_device(part, self.device) for part in rows)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = float(self.network.loss(inputs, targets)) / self.context
         try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = float(self.network.loss(inputs, targets)) / self.context
             self._require_sound(loss, 0.0)
         except Diverged as error:
             raise UserError(f"no checkpoint of step {self.counters.step}: {error}") from None
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise UserError(f"no checkpoint of step {self.counters.step}: {NO_MEMORY}") from None
 
     def heed_signals(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -440,6 +444,7 @@ class Trainer:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    """Whether the system refused memory; torch's allocator says so in a RuntimeError."""
+    """Whether the system refused memory: torch's allocator and oneDNN say so in RuntimeErrors."""
+    said = ("can't allocate memory", "could not create a primitive")
     refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return refused or "can't allocate memory" in str(error)
+    return refused or any(words in str(error) for words in said)
