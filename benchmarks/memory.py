@@ -77,7 +77,6 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         state_bits=bits,
         weight_bits=row.get("weight_bits", 32),
         steps=STEPS,
-        memory=1 << 60,  # as under a limit: one set of gradients
     )
     corpus = Corpus.open(row["corpus"])
     sizes = config.architecture(len(corpus.tokenizer))

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import astuple
@@ -26,7 +25,6 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.halves import halves_of
 from i3lm.training.hardware import resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
@@ -97,8 +95,6 @@ class Trainer:
         self.group.adopt(network, self.optimizer)
         chief = self.group.chief
         self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
-        self._halves = halves_of(network, config, device, self.microbatch)
-        self._reading = threading.Lock()  # a loader may have one reader at a time
         self._peak = 0  # bytes that were seen and answered
         self._stop = False
         self.stopwatch = Stopwatch()
@@ -134,12 +130,6 @@ class Trainer:
         self.stopwatch.stop()
         self.metrics.close()
         self.loader.close()
-        self._join_halves()
-
-    def _join_halves(self) -> None:
-        if self._halves:
-            self._halves.close()
-        self._halves = None
 
     @property
     def seconds(self) -> float:
@@ -328,7 +318,6 @@ class Trainer:
 
     def _take_less(self, why: str) -> str:
         """Halve the microbatch, then checkpoint fully: the same steps, in smaller pieces."""
-        self._join_halves()
         if self.microbatch > 1:
             self.microbatch //= 2
             return f"{why}; it goes on with a microbatch of {self.microbatch}"
@@ -344,17 +333,14 @@ class Trainer:
     def _accumulate_gradients(self) -> float:
         """Add up the gradients of one step's sequences; return their mean loss in nats a token."""
         begun = time.perf_counter()
-        if self._halves:
-            loss = self._halves.run(lambda network, half: self._gradients(network, half, 2))
-        else:
-            loss = self._gradients(self.network, 0, 1)
+        loss = self._gradients()
         step, seconds = self.counters.step + 1, time.perf_counter() - begun
         mean = self.group.settle(step, float(loss), self._stop, seconds)
         self.group.add_gradients(self.network.parameters())
         return mean
 
-    def _gradients(self, network: I3Network, part: int, parts: int) -> Tensor:
-        """Add up the gradients of a part of each microbatch; return its share of the mean loss.
+    def _gradients(self) -> Tensor:
+        """Add up the gradients of this process's sequences; return their share of the mean loss.
 
         It ends early where training was asked to stop.
         """
@@ -370,18 +356,14 @@ class Trainer:
                 began.append(time.monotonic())
                 require_time(self.config, began, self.microbatch, self.context)
             size = min(self.microbatch, mine - begin)
-            here, end = (begin + size * k // parts for k in (part, part + 1))
-            if here == end:
-                continue
-            with self._reading:
-                try:
-                    rows = self.loader.windows(first + here, end - here)
-                except Interrupted:
-                    break
-            self._require_tokens(rows, first + here)
-            inputs, targets = (to_device(half, self.device) for half in rows)
+            try:
+                rows = self.loader.windows(first + begin, size)
+            except Interrupted:
+                break
+            self._require_tokens(rows, first + begin)
+            inputs, targets = (to_device(part, self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = network.loss(inputs, targets) / count
+                loss = self.network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach()
         return total

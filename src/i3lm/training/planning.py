@@ -10,7 +10,6 @@ from i3lm.launch import Launch
 from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 from i3lm.training.config import TrainConfig
-from i3lm.training.halves import pays
 from i3lm.training.hardware import (
     choose_device,
     choose_precision,
@@ -166,10 +165,7 @@ def plan_run(
         ) from None
     if choice.return_memory:
         return_freed_memory()
-    config = filled(config, choice)
-    if pays(config, choice.microbatch):
-        cost = dataclasses.replace(cost, gradients=2 * cost.gradients)
-    return config, cost
+    return filled(config, choice), cost
 
 
 def filled(config: TrainConfig, choice: Choice) -> TrainConfig:
