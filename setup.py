@@ -9,7 +9,8 @@ import sys
 from setuptools import Extension, setup
 
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
-HEADERS = ("normal", "numbers", "rounding", "states_avx512", "layer", "lines", "blake2b")
+HEADERS = ("normal", "numbers", "rounding", "states_avx512", "layer", "lines", "blake2b",
+           "passes", "products", "whole")
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
@@ -27,7 +28,7 @@ setup(
             ("text", ["text"], []),
             (
                 "tensor",
-                ["tensor", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
+                ["tensor", "layer_forward", "layer_backward", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
                 OPENMP,
             ),
         )
