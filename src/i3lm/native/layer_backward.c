@@ -6,8 +6,12 @@
 
 /* A factor of a product over all tokens, packed block by block while the block is in the cache. */
 static void pack_right_block(Layer *l, int64_t row, int64_t columns, const uint16_t *x, int64_t stride, uint32_t *to) {
-    for (int64_t c = 0; c < columns; c += LANES)
-        pack_low(SIDE, x + c, stride, to + (c / LANES * l->tokens + row) * LANES / 2);
+    to += row * LANES / 2;
+    for (int64_t c = 0; c < columns; c += LANES, to += l->tokens * LANES / 2) {
+        const char *next = (const char *)(to + l->tokens * LANES / 2);
+        for (int i = 0; i < LANES; i++) __builtin_prefetch(next + 64 * i, 1);
+        pack_low(SIDE, x + c, stride, to);
+    }
 }
 
 static void pack_left_block(Layer *l, int64_t row, int64_t columns, const uint16_t *x, int64_t stride, uint16_t *to) {

@@ -62,19 +62,23 @@ typedef struct {
 
 /* m <- m + (1 - beta) (g - m) of the rows of X^T from `first` on; x (count, padded) <- g + beta (m - g). */
 ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padded, float *restrict x) {
+    int64_t ahead = m.tall ? SPAN * m.stride : SPAN; /* lines of a column do not follow each other: they are asked for */
     for (int64_t i = 0; i < m.n; i += SIDE)
         for (int64_t k = 0; k < count; k += SIDE) {
             float tile[SIDE][SIDE];
             int64_t side = m.n - i < SIDE ? m.n - i : SIDE, span = count - k < SIDE ? count - k : SIDE;
             int64_t high = m.tall ? span : side, wide = m.tall ? side : span;
             int64_t at = m.tall ? (first + k) * m.stride + i : i * m.stride + first + k;
-            for (int64_t r = 0; r < high; r++, at += m.stride)
+            for (int64_t r = 0; r < high; r++, at += m.stride) {
+                __builtin_prefetch(m.grad + at + ahead);
+                __builtin_prefetch(m.momentum + at + ahead, 1);
                 for (int64_t c = 0; c < wide; c++) {
                     float g = m.grad[at + c], v = m.momentum[at + c];
                     v += (1 - beta) * (g - v);
                     m.momentum[at + c] = v;
                     tile[r][c] = g + beta * (v - g);
                 }
+            }
             for (int64_t r = 0; r < span; r++)
                 for (int64_t c = 0; c < side; c++)
                     x[(k + r) * padded + i + c] = m.tall ? tile[r][c] : tile[c][r];
@@ -83,6 +87,7 @@ ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padd
 
 /* p <- keep p - rate x for the rows of X^T from `first` on. */
 ALWAYS void apply(Map m, int64_t first, int64_t count, int64_t padded, const float *restrict x) {
+    int64_t ahead = m.tall ? SPAN * m.stride : SPAN;
     for (int64_t i = 0; i < m.n; i += SIDE)
         for (int64_t k = 0; k < count; k += SIDE) {
             float tile[SIDE][SIDE];
@@ -92,8 +97,10 @@ ALWAYS void apply(Map m, int64_t first, int64_t count, int64_t padded, const flo
             for (int64_t r = 0; r < span; r++)
                 for (int64_t c = 0; c < side; c++)
                     *(m.tall ? &tile[r][c] : &tile[c][r]) = x[(k + r) * padded + i + c];
-            for (int64_t r = 0; r < high; r++, at += m.stride)
+            for (int64_t r = 0; r < high; r++, at += m.stride) {
+                __builtin_prefetch(m.p + at + ahead, 1);
                 for (int64_t c = 0; c < wide; c++) m.p[at + c] = m.keep * m.p[at + c] - m.rate * tile[r][c];
+            }
         }
 }
 
