@@ -128,9 +128,7 @@ class _FusedLayer(torch.autograd.Function):
             return (_whole_backward if ctx.whole else _backward)(ctx, kept, p, grad_BTD)
 
 
-def _whole_backward(
-    ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor
-) -> tuple[Tensor | None, ...]:
+def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.again != "none":
         room = whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads)
         if ctx.again == "selective":

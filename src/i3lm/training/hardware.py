@@ -75,8 +75,8 @@ def resident_bytes() -> tuple[int, int]:
     return peak, peak  # macOS reports bytes
 
 
-# glibc's parameters of mallopt(3): above the first size blocks have pages of their own, and beyond the
-# second the heap's free end is given back.
+# glibc's parameters of mallopt(3): above the first size blocks have pages of their own, and beyond
+# the second the heap's free end is given back.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
@@ -90,7 +90,7 @@ def return_freed_memory() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep freed tensors' memory: the next step takes it again without new pages."""
+    """Let the process keep freed tensors' memory: the next step takes it without new pages."""
     _set_heap(1 << 25, 1 << 30)
 
 
