@@ -12,10 +12,25 @@ from setuptools import Extension, setup
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
 if platform.machine() in ("x86_64", "AMD64") and FLAGS:
     FLAGS.append("-mprefer-vector-width=512")  # where AVX-512 is chosen at run time
-HEADERS = ("normal", "numbers", "rounding", "states_avx512", "layer", "lines", "blake2b",
-           "passes", "products", "whole")
+HEADERS = (
+    "normal",
+    "numbers",
+    "rounding",
+    "states_avx512",
+    "layer",
+    "lines",
+    "blake2b",
+    "passes",
+    "products",
+    "whole",
+)
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
+
+TENSOR = (
+    *("tensor", "layer_forward", "layer_backward", "attention", "gelu"),
+    *("muon", "optim", "states", "stored", "decode"),
+)
 
 setup(
     ext_modules=[
@@ -29,11 +44,7 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            (
-                "tensor",
-                ["tensor", "layer_forward", "layer_backward", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
-                OPENMP,
-            ),
+            ("tensor", TENSOR, OPENMP),
         )
     ]
 )
