@@ -28,12 +28,7 @@ from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture, find_preset
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import (
-    choose_device,
-    choose_precision,
-    keep_freed_memory,
-    resident_bytes,
-)
+from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
 from i3lm.training.loop import Trainer
 
 NAME = "train"
@@ -165,7 +160,6 @@ def products(dtype: torch.dtype) -> common.Contender:
 def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[str, Any]:
     """Measure everything; return what the JSON holds. Rates are in tokens and FLOPs a second."""
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as `i3lm train` does; it serves all contenders
     with tempfile.TemporaryDirectory() as folder:
         task = Task(preset, synthetic_corpus(preset, Path(folder)), tokens)
         workers = {name: build() for name, build in builders(task).items()}

@@ -129,6 +129,7 @@ class _FusedLayer(torch.autograd.Function):
 
 
 def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    grads = whole_layer.gradients(p)  # which stay, so they come before what is freed again
     if ctx.again != "none":
         room = whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads)
         if ctx.again == "selective":
@@ -136,7 +137,7 @@ def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[T
         kept = kept._replace(**room)
         whole_layer.forward(p, kept, ctx.eps, None, widen=ctx.again == "selective")
     grad = grad_BTD.contiguous().flatten(0, 1)
-    grad, grads = whole_layer.backward(p, kept, ctx.eps, grad)
+    grad = whole_layer.backward(p, kept, ctx.eps, grad, grads)
     gradients = (_gradient(*pair) for pair in zip(p, grads, strict=True))
     return grad.view(ctx.shape), None, None, None, None, *gradients
 

@@ -4,15 +4,17 @@ It computes what `fused` does, in bfloat16, with products of its own: no thread 
 and torch hand out the next of a hundred operations. For `fused._FusedLayer` alone.
 """
 
+import contextlib
 import ctypes
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from i3lm.model import kernels
-from i3lm.native import tensor_call
+from i3lm.native import tensor_call, tensor_library
 
 if TYPE_CHECKING:
     from i3lm.model.fused import Kept, Parts
@@ -65,19 +67,44 @@ def _sizes(p: "Parts", kept: "Kept") -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
 
 
+_WORK: list[Tensor] = []  # that no call uses now: new memory each time would leave holes
+
+
+@contextlib.contextmanager
+def _work(way: str, sizes: Any) -> Iterator[Tensor]:
+    """Give what a call needs beside its tensors, on a border of 64 bytes."""
+    library = tensor_library()
+    assert library is not None
+    needed = getattr(library, f"i3_layer_{way}_room")
+    needed.restype = ctypes.c_int64
+    size = needed(sizes)
+    work = _WORK.pop() if _WORK else torch.empty(0, dtype=torch.uint8)
+    if work.numel() < size:
+        work = torch.empty(size, dtype=torch.uint8)
+    yield work
+    _WORK.append(work)
+
+
 def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None, widen: bool = False) -> None:
     """Fill `kept` but for x1, and `out` (M, D) if it is given; `widen`: only n1, q, k, v, inner."""
-    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps
-    tensor_call("i3_layer_forward", *arguments, kernels.gelu_tables(), int(widen), out)
+    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
+    with _work("forward", arguments[0]) as work:
+        tensor_call("i3_layer_forward", *arguments, int(widen), out, work)
 
 
-def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradients of x (M, D) and of the parts, from that of the output (M, D)."""
+def gradients(p: "Parts") -> list[Tensor]:
+    """Return room for the gradients of the parts, in one piece of memory."""
     sizes = [math.prod(t.shape) for t in p]
     flat = torch.empty(sum(sizes), dtype=torch.float32)
     grads = [g.view(t.shape) for g, t in zip(flat.split(sizes), p, strict=True)]
     grads[p._fields.index("k_bias")].zero_()
+    return grads
+
+
+def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Tensor]) -> Tensor:
+    """Fill `grads`; return the gradient of x (M, D) from that of the output (M, D)."""
     grad_x = torch.empty_like(grad)
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
-    tensor_call("i3_layer_backward", *arguments, _addresses(tuple(grads)), grad, grad_x)
-    return grad_x, grads
+    with _work("backward", arguments[0]) as work:
+        tensor_call("i3_layer_backward", *arguments, _addresses(tuple(grads)), grad, grad_x, work)
+    return grad_x

@@ -302,23 +302,30 @@ static void vectors_back(Backward *b) {
         reduce(all[i].chunks, all[i].stride, all[i].from, all[i].count, all[i].to);
 }
 
-/* grads: addresses as in Parts, to be filled; that of k_bias is zero and left to the caller. grad, grad_x: (M, D).
- * kept must be whole. Returns 1 when there is no memory. */
-int i3_layer_backward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
-                      float *const *grads, const float *grad, float *grad_x) {
-    Backward b = {.layer = layer_of(sizes, parts, kept, eps, tables), .grad = grad, .grad_x = grad_x};
-    memcpy(&b.g, grads, sizeof(b.g));
+/* Bytes of `work` that the way back needs. */
+int64_t i3_layer_backward_room(const int64_t *sizes) {
+    Backward b = {.layer = {.s = *(const Sizes *)sizes}};
+    b.layer.tokens = b.layer.s.batch * b.layer.s.steps;
+    b.layer.chunks = b.layer.tokens / SIDE;
     Room room = {NULL, 0};
     uint32_t *words;
     room_backward(&b, &room, &words);
-    room = (Room){aligned_alloc(64, room.taken), 0};
-    if (!room.at) return 1;
+    return room.taken;
+}
+
+/* grads: addresses as in Parts, to be filled; that of k_bias is zero and left to the caller. grad, grad_x: (M, D).
+ * kept must be whole. work: see above. Returns 1 when there is no memory. */
+int i3_layer_backward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
+                      float *const *grads, const float *grad, float *grad_x, char *work) {
+    Backward b = {.layer = layer_of(sizes, parts, kept, eps, tables), .grad = grad, .grad_x = grad_x};
+    memcpy(&b.g, grads, sizeof(b.g));
+    Room room = {work, 0};
+    uint32_t *words;
     room_backward(&b, &room, &words);
 #pragma omp parallel
     pack_all(b.layer.s, &b.layer.p, 0, words, &b.layer.m);
     int failed = ffn_back(&b) || attention_back(&b) || recurrence_back(&b);
     if (!failed) vectors_back(&b);
-    free(room.at);
     return failed;
 }
 

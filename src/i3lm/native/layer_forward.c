@@ -81,18 +81,25 @@ static void room_forward(Forward *f, Room *room, uint32_t **words) {
 
 static int64_t forward_bytes(Sizes s) { return 2 * SIDE * (s.inner + 2 * s.width + s.states) + 256; }
 
-/* sizes: as in Sizes; parts, kept: addresses, as in Parts and Kept, with x1 given and the others to be filled; out
- * (M, D), or NULL. `widen`: only what selective checkpointing left out. Returns 1 when there is no memory. */
-int i3_layer_forward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
-                     int64_t widen, float *out) {
-    Forward f = {.layer = layer_of(sizes, parts, kept, eps, tables), .out = out};
-    Layer *l = &f.layer;
-    Sizes s = l->s;
+/* Bytes of `work` that the way forward needs. */
+int64_t i3_layer_forward_room(const int64_t *sizes) {
+    Forward f = {.layer = {.s = *(const Sizes *)sizes}};
+    f.layer.tokens = f.layer.s.batch * f.layer.s.steps;
     Room room = {NULL, 0};
     uint32_t *words;
     room_forward(&f, &room, &words);
-    room = (Room){aligned_alloc(64, room.taken), 0};
-    if (!room.at) return 1;
+    return room.taken;
+}
+
+/* sizes: as in Sizes; parts, kept: addresses, as in Parts and Kept, with x1 given and the others to be filled; out
+ * (M, D), or NULL. `widen`: only what selective checkpointing left out. work: see above. Returns 1 when there is no memory. */
+int i3_layer_forward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
+                     int64_t widen, float *out, char *work) {
+    Forward f = {.layer = layer_of(sizes, parts, kept, eps, tables), .out = out};
+    Layer *l = &f.layer;
+    Sizes s = l->s;
+    Room room = {work, 0};
+    uint32_t *words;
     room_forward(&f, &room, &words);
     int64_t bytes = forward_bytes(s);
     int failed;
@@ -114,7 +121,6 @@ int i3_layer_forward(const int64_t *sizes, float *const *parts, void *const *kep
                                            l->p.q_bias, l->p.v_bias, l->k.attended, l->k.log_sums) ||
                  for_blocks(&f, l->tokens, bytes, ffn_rows);
     }
-    free(room.at);
     return failed;
 }
 

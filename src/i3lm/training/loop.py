@@ -26,7 +26,7 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.hardware import resident_bytes, to_device
+from i3lm.training.hardware import keep_freed_memory, resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.planning import require_time
@@ -166,6 +166,8 @@ class Trainer:
         """
         gc.collect()
         gc.freeze()  # what was imported need not be searched again and again
+        if not self.config.return_memory:
+            keep_freed_memory()
         self.stopwatch.start(self.counters.seconds)
         evaluation = Clock(self.config.eval_every, self._default_evaluation())
         checkpoint = Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))

@@ -13,7 +13,6 @@ from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import (
     choose_device,
     choose_precision,
-    keep_freed_memory,
     resident_bytes,
     return_freed_memory,
 )
@@ -164,7 +163,8 @@ def plan_run(
             f"--context {context:,} takes at least {format_bytes(error.least)} of memory, and "
             f"{format_bytes(limit)} may be taken; name fewer tokens (the preset has {usual})"
         ) from None
-    (return_freed_memory if choice.return_memory else keep_freed_memory)()
+    if choice.return_memory:
+        return_freed_memory()
     return filled(config, choice), cost
 
 
