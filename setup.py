@@ -4,14 +4,33 @@ The kernels are plain C without the Python headers, loaded through ctypes. Where
 the build goes on without them and i3lm uses its slower Python and torch paths.
 """
 
+import platform
 import sys
 
 from setuptools import Extension, setup
 
 FLAGS = [] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-fno-trapping-math"]
-HEADERS = ("normal", "numbers", "rounding", "states_avx512", "layer", "lines", "blake2b")
+if platform.machine() in ("x86_64", "AMD64") and FLAGS:
+    FLAGS.append("-mprefer-vector-width=512")  # where AVX-512 is chosen at run time
+HEADERS = (
+    "normal",
+    "numbers",
+    "rounding",
+    "states_avx512",
+    "layer",
+    "lines",
+    "blake2b",
+    "passes",
+    "products",
+    "whole",
+)
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
+
+TENSOR = (
+    *("tensor", "layer_forward", "layer_backward", "attention", "gelu"),
+    *("muon", "optim", "states", "stored", "decode"),
+)
 
 setup(
     ext_modules=[
@@ -25,11 +44,7 @@ setup(
         )
         for name, sources, flags in (
             ("text", ["text"], []),
-            (
-                "tensor",
-                ["tensor", "attention", "gelu", "muon", "optim", "states", "stored", "decode"],
-                OPENMP,
-            ),
+            ("tensor", TENSOR, OPENMP),
         )
     ]
 )

@@ -76,6 +76,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         optimizer=optimizer,
         state_bits=bits,
         weight_bits=row.get("weight_bits", 32),
+        return_memory=back,
         steps=STEPS,
     )
     corpus = Corpus.open(row["corpus"])

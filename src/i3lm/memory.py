@@ -114,19 +114,20 @@ def _weights(sizes: Architecture, choice: Choice) -> int:
 
 
 def _activations(sizes: Architecture, choice: Choice) -> int:
-    """What a microbatch keeps in `model.fused`, what a layer's way back needs, and the head."""
+    """What a microbatch keeps of each layer, what a layer's way back needs, and the head."""
     d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
     low, layers = choice.low_bytes, sizes.num_hidden_layers
+    layer = (sizes.matrix_parameters - r * d) // layers
     lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
     wide = low * (4 * d + f)
-    back = 8 * d + low * (4 * d + 2 * f)
+    if low == 2:  # `model.whole_layer`: gradients of the stream; factors, packed; matrices, packed
+        back = 18 * d + max(8 * r + 4 * f, 18 * d + 12 * r)
+        narrow = low * layer
+    else:  # `model.fused`
+        back, narrow = 8 * d + low * (4 * d + 2 * f), 0
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
     once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
     ends = 16 * d  # embedded tokens, the last norm, their gradients
-    layer = (sizes.matrix_parameters - r * d) // layers
-    narrow = 0 if low == 4 else low * layer
-    if choice.gradient_checkpointing == "none":
-        narrow *= layers
     head = min(choice.tokens, HEAD_ROWS) * sizes.vocab_size * low + 12 * r * sizes.vocab_size
     per_token = layers * kept + once + back + ends
     return choice.tokens * per_token + narrow + layer * (4 + low) + head

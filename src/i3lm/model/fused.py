@@ -1,5 +1,7 @@
 """A layer's training pass on a CPU: torch's products, compiled passes between them.
 
+Where the processor multiplies bfloat16 and the sizes fit, `whole_layer` does the same in one call.
+
 The same function as `I3Layer.forward` without a mask or a state, with a backward pass of its own:
 it keeps half of what autograd would and writes no tensor twice. Products run in `low`, bfloat16
 under autocast and float32 else; the residual stream, the norms' statistics, the recurrences and
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i3lm.model import kernels, layers_i3, ops_i3
+from i3lm.model import kernels, layers_i3, ops_i3, whole_layer
 from i3lm.model.fused_attention import attend, attend_backward
 from i3lm.model.stored import held, stored_in
 from i3lm.native import tensor_library
@@ -90,22 +92,31 @@ class Kept(NamedTuple):
     down_middle: Tensor  # (M, R) low
 
 
+WIDE = ("n1", "q", "k", "v", "inner")  # what selective checkpointing leaves out
+
+
 class _FusedLayer(torch.autograd.Function):
     """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
     @staticmethod
     def forward(ctx, x_BTD, heads, eps, low, again, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
-        f = _factors(p, low)
-        kept, written = _run(p, f, x_BTD, heads, eps, low)
-        out = kernels.add(kept.x3, written).view(x_BTD.shape)
+        f, out = None, torch.empty_like(x_BTD)
+        if whole := whole_layer.fits(p, x_BTD, heads, low):
+            kept = Kept(x1=x_BTD.flatten(0, 1), **whole_layer.room(p, x_BTD, heads))
+            whole_layer.forward(p, kept, eps, out)
+        else:
+            f = _factors(p, low)
+            kept, written = _run(p, f, x_BTD, heads, eps, low)
+            kernels.add(kept.x3, written, out)
         if again != "none":
             empty = x_BTD.new_empty(0)
-            left_out = Kept._fields[1:] if again == "full" else ("n1", "q", "k", "v", "inner")
+            left_out = Kept._fields[1:] if again == "full" else WIDE
             kept = kept._replace(**dict.fromkeys(left_out, empty))
         ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
         ctx.low, ctx.again, ctx.factors = low, again, f if again == "none" else None
+        ctx.whole = whole
         return out
 
     @staticmethod
@@ -114,7 +125,21 @@ class _FusedLayer(torch.autograd.Function):
         saved = ctx.saved_tensors
         kept, p = Kept(*saved[: len(Kept._fields)]), Parts(*saved[len(Kept._fields) :])
         with held(p):
-            return _backward(ctx, kept, p, grad_BTD)
+            return (_whole_backward if ctx.whole else _backward)(ctx, kept, p, grad_BTD)
+
+
+def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
+    grads = whole_layer.gradients(p)  # which stay, so they come before what is freed again
+    if ctx.again != "none":
+        room = whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads)
+        if ctx.again == "selective":
+            room = {name: room[name] for name in WIDE}
+        kept = kept._replace(**room)
+        whole_layer.forward(p, kept, ctx.eps, None, widen=ctx.again == "selective")
+    grad = grad_BTD.contiguous().flatten(0, 1)
+    grad = whole_layer.backward(p, kept, ctx.eps, grad, grads)
+    gradients = (_gradient(*pair) for pair in zip(p, grads, strict=True))
+    return grad.view(ctx.shape), None, None, None, None, *gradients
 
 
 def _backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:

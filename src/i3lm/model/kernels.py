@@ -74,11 +74,9 @@ def norm_backward(
     return grad, grad_low, partial.sum(0)
 
 
-def add(x: Tensor, written: Written) -> Tensor:
-    """Return x + what is written, in float32."""
-    out = torch.empty_like(x)
+def add(x: Tensor, written: Written, out: Tensor) -> None:
+    """Fill `out` with x + what is written, in float32."""
     _call("i3_add", written[0].dtype, *x.shape, x, *written, out)
-    return out
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -88,7 +86,7 @@ def column_sums(x: Tensor) -> Tensor:
     return partial.sum(0)
 
 
-def _multiplies_bfloat16() -> bool:
+def multiplies_bfloat16() -> bool:
     """Say whether the kernels for AVX512-BF16 run on this processor."""
     library = tensor_library()
     assert library is not None
@@ -113,7 +111,7 @@ def gelu_tables() -> Tensor:
 def gelu(x: Tensor, shift: Tensor) -> Tensor:
     """Return the GELU of x (M, D) + shift (D): x Phi(x), no approximation by tanh."""
     y = torch.empty_like(x)
-    if x.dtype == torch.bfloat16 and _multiplies_bfloat16():
+    if x.dtype == torch.bfloat16 and multiplies_bfloat16():
         _call("i3_table_gelu_forward", x.dtype, *x.shape, x, shift, y, gelu_tables())
     else:
         _call("i3_gelu_forward", x.dtype, *x.shape, x, shift, y)
@@ -124,7 +122,7 @@ def gelu_backward(x: Tensor, shift: Tensor, grad: Tensor) -> tuple[Tensor, Tenso
     """Replace grad (M, D) by that of x; return gelu(x + shift) and the new grad's column sums."""
     y, partial = torch.empty_like(x), _partial(*x.shape)
     arguments = (x, shift, y, grad, partial)
-    if x.dtype == torch.bfloat16 and _multiplies_bfloat16():
+    if x.dtype == torch.bfloat16 and multiplies_bfloat16():
         _call("i3_table_gelu_backward", x.dtype, *x.shape, *arguments, gelu_tables())
     else:
         _call("i3_gelu_backward", x.dtype, *x.shape, *arguments)
@@ -141,7 +139,7 @@ def softmax(scores: Tensor, first: int, scale: float, grad: Tensor | None = None
 
 def attention_supported(q: Tensor, heads: int) -> bool:
     """Say whether the attention kernel runs for q (M, D) on this processor."""
-    return q.dtype == torch.bfloat16 and q.shape[1] // heads % 16 == 0 and _multiplies_bfloat16()
+    return q.dtype == torch.bfloat16 and q.shape[1] // heads % 16 == 0 and multiplies_bfloat16()
 
 
 def _heads(q: Tensor, batch: int, heads: int) -> tuple[int, ...]:

@@ -95,7 +95,7 @@ class I3Backbone(nn.Module):
             total = past + input_ids.shape[1]
             mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
         for i, layer in enumerate(self.layers):
-            with held(layer.parameters()):
+            with layer._hold():  # type: ignore[operator]
                 x = layer(x, mask, state=states[i] if states else None)
         return self.norm(x)
 

@@ -8,9 +8,10 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
+#include "passes.h"
+
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prefer-vector-width=512")))
 #define LANES 16
-#define ROWS 32 /* rows of a chunk; kernels.py has the same number */
 
 typedef struct {
     __m512 low[3], high[3]; /* coefficients of 1, t and t^2 for segments 0 to 15 and 16 to 31 */
@@ -76,31 +77,35 @@ TARGET static void backward_row(int64_t dim, const uint16_t *x, const float *shi
     }
 }
 
+TARGET void gelu_rows(int64_t rows, int64_t dim, const uint16_t *x, const float *shift, uint16_t *y,
+                      const float *tables) {
+    Table phi = load_table(tables);
+    for (int64_t r = 0; r < rows; r++) forward_row(dim, x + r * dim, shift, y + r * dim, &phi);
+}
+
+TARGET void gelu_rows_backward(int64_t rows, int64_t dim, const uint16_t *x, const float *shift, uint16_t *y,
+                               uint16_t *dy, float *sums, const float *tables) {
+    Table phi = load_table(tables), slope = load_table(tables + 96);
+    memset(sums, 0, dim * sizeof(float));
+    for (int64_t r = 0; r < rows; r++) backward_row(dim, x + r * dim, shift, y + r * dim, dy + r * dim, sums, &phi, &slope);
+}
+
 /* y = gelu(x + shift). tables: (2, 3, 32), of Phi and of GELU's slope. */
 TARGET int i3_table_gelu_forward_bf16(int64_t rows, int64_t dim, const uint16_t *x, const float *shift, uint16_t *y,
                                       const float *tables) {
-#pragma omp parallel
-    {
-        Table phi = load_table(tables);
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; r++) forward_row(dim, x + r * dim, shift, y + r * dim, &phi);
-    }
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < CHUNKS(rows); k++)
+        gelu_rows(CHUNK_ROWS(rows, k), dim, x + k * ROWS * dim, shift, y + k * ROWS * dim, tables);
     return 0;
 }
 
 /* Replaces dy by dx; y = gelu(x + shift) once more. partial: (chunks of ROWS rows, dim), sums of dx. */
 TARGET int i3_table_gelu_backward_bf16(int64_t rows, int64_t dim, const uint16_t *x, const float *shift, uint16_t *y,
                                        uint16_t *dy, float *partial, const float *tables) {
-#pragma omp parallel
-    {
-        Table phi = load_table(tables), slope = load_table(tables + 96);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < (rows + ROWS - 1) / ROWS; k++) {
-            int64_t end = (k + 1) * ROWS < rows ? (k + 1) * ROWS : rows;
-            memset(partial + k * dim, 0, dim * sizeof(float));
-            for (int64_t r = k * ROWS; r < end; r++)
-                backward_row(dim, x + r * dim, shift, y + r * dim, dy + r * dim, partial + k * dim, &phi, &slope);
-        }
+#pragma omp parallel for schedule(static)
+    for (int64_t k = 0; k < CHUNKS(rows); k++) {
+        int64_t at = k * ROWS * dim;
+        gelu_rows_backward(CHUNK_ROWS(rows, k), dim, x + at, shift, y + at, dy + at, partial + k * dim, tables);
     }
     return 0;
 }

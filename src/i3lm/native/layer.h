@@ -4,15 +4,12 @@
  * Sums over rows go chunk by chunk (ROWS rows each) into `partial`, which the caller adds up in order: the result
  * does not depend on the number of threads. */
 
-#define CHUNKS(rows) (((rows) + ROWS - 1) / ROWS)
-#define CHUNK_ROWS(rows, k) ((rows) - (k) * ROWS < ROWS ? (rows) - (k) * ROWS : ROWS)
-
 /* ---- LayerNorm -------------------------------------------------------------------------------------------------- */
 
 /* y = x + add + shift (add may be NULL; then y may be too), n = LayerNorm(y); stats: mean and 1 / deviation of each
  * row. */
 CLONES
-static void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict add,
+void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict add,
                             const float *restrict shift, float *restrict y, const float *restrict gain, const float *restrict bias, float eps,
                             LOW *restrict n, float *restrict stats) {
     for (int64_t r = 0; r < rows; r++) {
@@ -49,7 +46,7 @@ int NAME(i3_norm_forward)(int64_t rows, int64_t dim, const float *x, const LOW *
 /* dx = dy + (the gradient of x through LayerNorm), from the gradient dn (+ more, which may be NULL).
  * Also dx in LOW, n = LayerNorm(x) unless NULL, and for each chunk the sums of d gain, d bias and dx (partial: chunks, 3, dim). */
 CLONES
-static void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x,
+void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x,
                                      const float *restrict stats, const float *restrict gain,
                                      const float *restrict bias, const LOW *restrict dn, const LOW *restrict more,
                                      const float *restrict dy, float *restrict dx, LOW *restrict dx_low,
@@ -102,7 +99,7 @@ int NAME(i3_norm_backward)(int64_t rows, int64_t dim, const float *x, const floa
 /* ---- residual and column sums ------------------------------------------------------------------------------------------------ */
 
 CLONES
-static void NAME(add_row)(int64_t count, const float *restrict x, const LOW *restrict add,
+void NAME(add_row)(int64_t count, const float *restrict x, const LOW *restrict add,
                           const float *restrict shift, float *restrict y) {
     for (int64_t c = 0; c < count; c++) y[c] = x[c] + LOAD(add[c]) + shift[c];
 }
@@ -115,7 +112,7 @@ int NAME(i3_add)(int64_t rows, int64_t dim, const float *x, const LOW *add, cons
 }
 
 CLONES
-static void NAME(sum_rows)(int64_t rows, int64_t dim, const LOW *restrict x, float *restrict sum) {
+void NAME(sum_rows)(int64_t rows, int64_t dim, const LOW *restrict x, float *restrict sum) {
     memset(sum, 0, dim * sizeof(float));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < dim; c++) sum[c] += LOAD(x[r * dim + c]);
@@ -372,6 +369,3 @@ int NAME(i3_cross_entropy)(int64_t rows, int64_t classes, LOW *logits, const flo
     }
     return failed;
 }
-
-#undef CHUNKS
-#undef CHUNK_ROWS

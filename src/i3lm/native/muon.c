@@ -15,36 +15,29 @@
 #define ALWAYS static inline __attribute__((always_inline))
 #define SPAN 64 /* rows of X^T at a time */
 #define SIDE 16 /* of a tile that is transposed, and the columns of one that is multiplied */
-#define HIGH 4  /* its rows */
 
-typedef float Lanes __attribute__((vector_size(32), aligned(4), may_alias));
-#define VECTORS (SIDE * sizeof(float) / sizeof(Lanes))
+typedef float Lanes __attribute__((vector_size(4 * SIDE), aligned(4), may_alias));
 
-/* c (HIGH, SIDE) += a b: a's rows are `row` apart and its columns `step`, the rows of b and c `n`. */
-ALWAYS void multiply_tile(int64_t depth, const float *a, int64_t row, int64_t step, const float *b, float *c,
-                          int64_t n) {
-    Lanes sums[HIGH][VECTORS];
-#pragma GCC unroll 4
-    for (unsigned r = 0; r < HIGH; r++)
-#pragma GCC unroll 2
-        for (unsigned v = 0; v < VECTORS; v++) sums[r][v] = ((const Lanes *)(c + r * n))[v];
+/* c (high, SIDE) += a b: a's rows are `row` apart and its columns `step`, the rows of b and c `n`. `high` sums are kept
+ * in registers: 8, or 4 where a vector takes two of them. */
+ALWAYS void multiply_tile(const unsigned high, int64_t depth, const float *a, int64_t row, int64_t step, const float *b,
+                          float *c, int64_t n) {
+    Lanes sums[8];
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < high; r++) sums[r] = *(const Lanes *)(c + r * n);
     for (int64_t k = 0; k < depth; k++)
-#pragma GCC unroll 4
-        for (unsigned r = 0; r < HIGH; r++)
-#pragma GCC unroll 2
-            for (unsigned v = 0; v < VECTORS; v++)
-                sums[r][v] += a[r * row + k * step] * ((const Lanes *)(b + k * n))[v];
-#pragma GCC unroll 4
-    for (unsigned r = 0; r < HIGH; r++)
-#pragma GCC unroll 2
-        for (unsigned v = 0; v < VECTORS; v++) ((Lanes *)(c + r * n))[v] = sums[r][v];
+#pragma GCC unroll 8
+        for (unsigned r = 0; r < high; r++) sums[r] += a[r * row + k * step] * *(const Lanes *)(b + k * n);
+#pragma GCC unroll 8
+    for (unsigned r = 0; r < high; r++) *(Lanes *)(c + r * n) = sums[r];
 }
 
 /* c += a b for (n, n) of which only the tiles on and above the diagonal are wanted. */
-ALWAYS void multiply_upper(int64_t n, int64_t depth, const float *a, int64_t row, int64_t step, const float *b,
+ALWAYS void multiply_upper(const unsigned high, int64_t n, int64_t depth, const float *a, int64_t row, int64_t step, const float *b,
                            float *c) {
     for (int64_t j = 0; j < n; j += SIDE)
-        for (int64_t i = 0; i < j + SIDE; i += HIGH) multiply_tile(depth, a + i * row, row, step, b + j, c + i * n + j, n);
+        for (int64_t i = 0; i < j + SIDE; i += high)
+            multiply_tile(high, depth, a + i * row, row, step, b + j, c + i * n + j, n);
 }
 
 ALWAYS void mirror(int64_t n, float *c) {
@@ -53,9 +46,9 @@ ALWAYS void mirror(int64_t n, float *c) {
 }
 
 /* c = a b, all (n, n) and symmetric. */
-ALWAYS void multiply_symmetric(int64_t n, const float *a, const float *b, float *c) {
+ALWAYS void multiply_symmetric(const unsigned high, int64_t n, const float *a, const float *b, float *c) {
     memset(c, 0, n * n * sizeof(float));
-    multiply_upper(n, n, a, n, 1, b, c);
+    multiply_upper(high, n, n, a, n, 1, b, c);
     mirror(n, c);
 }
 
@@ -69,19 +62,23 @@ typedef struct {
 
 /* m <- m + (1 - beta) (g - m) of the rows of X^T from `first` on; x (count, padded) <- g + beta (m - g). */
 ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padded, float *restrict x) {
+    int64_t ahead = m.tall ? SPAN * m.stride : SPAN; /* lines of a column do not follow each other: they are asked for */
     for (int64_t i = 0; i < m.n; i += SIDE)
         for (int64_t k = 0; k < count; k += SIDE) {
             float tile[SIDE][SIDE];
             int64_t side = m.n - i < SIDE ? m.n - i : SIDE, span = count - k < SIDE ? count - k : SIDE;
             int64_t high = m.tall ? span : side, wide = m.tall ? side : span;
             int64_t at = m.tall ? (first + k) * m.stride + i : i * m.stride + first + k;
-            for (int64_t r = 0; r < high; r++, at += m.stride)
+            for (int64_t r = 0; r < high; r++, at += m.stride) {
+                __builtin_prefetch(m.grad + at + ahead);
+                __builtin_prefetch(m.momentum + at + ahead, 1);
                 for (int64_t c = 0; c < wide; c++) {
                     float g = m.grad[at + c], v = m.momentum[at + c];
                     v += (1 - beta) * (g - v);
                     m.momentum[at + c] = v;
                     tile[r][c] = g + beta * (v - g);
                 }
+            }
             for (int64_t r = 0; r < span; r++)
                 for (int64_t c = 0; c < side; c++)
                     x[(k + r) * padded + i + c] = m.tall ? tile[r][c] : tile[c][r];
@@ -90,6 +87,7 @@ ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padd
 
 /* p <- keep p - rate x for the rows of X^T from `first` on. */
 ALWAYS void apply(Map m, int64_t first, int64_t count, int64_t padded, const float *restrict x) {
+    int64_t ahead = m.tall ? SPAN * m.stride : SPAN;
     for (int64_t i = 0; i < m.n; i += SIDE)
         for (int64_t k = 0; k < count; k += SIDE) {
             float tile[SIDE][SIDE];
@@ -99,29 +97,31 @@ ALWAYS void apply(Map m, int64_t first, int64_t count, int64_t padded, const flo
             for (int64_t r = 0; r < span; r++)
                 for (int64_t c = 0; c < side; c++)
                     *(m.tall ? &tile[r][c] : &tile[c][r]) = x[(k + r) * padded + i + c];
-            for (int64_t r = 0; r < high; r++, at += m.stride)
+            for (int64_t r = 0; r < high; r++, at += m.stride) {
+                __builtin_prefetch(m.p + at + ahead, 1);
                 for (int64_t c = 0; c < wide; c++) m.p[at + c] = m.keep * m.p[at + c] - m.rate * tile[r][c];
+            }
         }
 }
 
 /* Replaces the Gram matrix g by the polynomial Q with Q X orthogonal: rounds X <- (a + b G + c G^2) X, where G is
  * taken over its trace. work: 3 n^2. Returns Q. */
-ALWAYS float *polynomial(int64_t n, float *g, int64_t rounds, const float *coefficients, float *work) {
+ALWAYS float *polynomial(const unsigned high, int64_t n, float *g, int64_t rounds, const float *coefficients, float *work) {
     float *q = work, *product = q + n * n, *spare = product + n * n, *swap, trace = 0;
     for (int64_t i = 0; i < n; i++) trace += g[i * n + i];
     float norm = sqrtf(trace) + 1e-7f, factor = 1 / (norm * norm);
     for (int64_t i = 0; i < n * n; i++) g[i] *= factor;
     for (int64_t round = 0; round < rounds; round++) {
         float a = coefficients[3 * round], b = coefficients[3 * round + 1], c = coefficients[3 * round + 2];
-        multiply_symmetric(n, g, g, q);
+        multiply_symmetric(high, n, g, g, q);
         for (int64_t i = 0; i < n * n; i++) q[i] = b * g[i] + c * q[i];
         for (int64_t i = 0; i < n; i++) q[i * n + i] += a;
         if (round + 1 < rounds) {
-            multiply_symmetric(n, q, g, spare);
-            multiply_symmetric(n, spare, q, g);
+            multiply_symmetric(high, n, q, g, spare);
+            multiply_symmetric(high, n, spare, q, g);
         }
         if (round) {
-            multiply_symmetric(n, q, product, spare);
+            multiply_symmetric(high, n, q, product, spare);
             swap = product, product = spare, spare = swap;
         } else {
             swap = product, product = q, q = swap;
@@ -136,8 +136,7 @@ static int64_t padded_side(int64_t n) { return (n + SIDE - 1) / SIDE * SIDE; }
 static int64_t padded_depth(int64_t depth) { return (depth + SPAN - 1) / SPAN * SPAN; }
 
 /* scratch: padded_side * (padded_depth + SPAN + 4 padded_side) floats. */
-CLONES
-static void step(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+ALWAYS void step(const unsigned high, Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
     int64_t n = padded_side(m.n), depth = padded_depth(m.depth);
     float *x = scratch, *out = x + n * depth, *gram = out + n * SPAN, *work = gram + n * n;
     memset(gram, 0, n * n * sizeof(float));
@@ -145,17 +144,39 @@ static void step(Map m, float beta, int64_t rounds, const float *coefficients, f
         int64_t count = m.depth - k < SPAN ? m.depth - k : SPAN;
         if (count < SPAN || m.n < n) memset(x + k * n, 0, SPAN * n * sizeof(float));
         gather(m, beta, k, count, n, x + k * n);
-        multiply_upper(n, SPAN, x + k * n, 1, n, x + k * n, gram);
+        multiply_upper(high, n, SPAN, x + k * n, 1, n, x + k * n, gram);
     }
     mirror(n, gram);
-    float *q = polynomial(n, gram, rounds, coefficients, work);
+    float *q = polynomial(high, n, gram, rounds, coefficients, work);
     for (int64_t k = 0; k < depth; k += SPAN) {
         memset(out, 0, SPAN * n * sizeof(float));
         for (int64_t j = 0; j < n; j += SIDE)
-            for (int64_t i = 0; i < SPAN; i += HIGH)
-                multiply_tile(n, x + (k + i) * n, n, 1, q + j, out + i * n + j, n);
+            for (int64_t i = 0; i < SPAN; i += high)
+                multiply_tile(high, n, x + (k + i) * n, n, 1, q + j, out + i * n + j, n);
         apply(m, k, m.depth - k < SPAN ? m.depth - k : SPAN, n, out);
     }
+}
+
+#ifdef HAS_CLONES
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) static void step_wide(
+    Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    step(8, m, beta, rounds, coefficients, scratch);
+}
+
+__attribute__((target_clones("arch=x86-64-v3", "default")))
+#endif
+static void step_narrow(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    step(4, m, beta, rounds, coefficients, scratch);
+}
+
+static void step_here(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+#ifdef HAS_CLONES
+    if (__builtin_cpu_supports("x86-64-v4")) {
+        step_wide(m, beta, rounds, coefficients, scratch);
+        return;
+    }
+#endif
+    step_narrow(m, beta, rounds, coefficients, scratch);
 }
 
 /* The map number `i` of a tensor; sizes: rows, columns, maps, joined (0: maps are blocks of rows, 1: of columns). */
@@ -193,8 +214,8 @@ int i3_muon(int64_t tensors, float *const *p, const float *const *grads, float *
             int64_t t = 0, i = unit;
             for (; i >= sizes[4 * t + 2]; t++) i -= sizes[4 * t + 2];
             if (!failed)
-                step(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), beta, rounds, coefficients,
-                     scratch);
+                step_here(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), beta, rounds, coefficients,
+                          scratch);
         }
         free(scratch);
     }

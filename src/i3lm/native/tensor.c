@@ -12,10 +12,7 @@
 
 #include "normal.h"
 #include "numbers.h"
-
-#define BLOCK 128 /* channels that one thread carries through time: 512 bytes of each row */
-#define ROWS 32   /* rows of a chunk; kernels.py has the same number */
-#define MAX_STATE 256
+#include "passes.h"
 
 #define LOW float
 #define LOAD load_f32
@@ -34,7 +31,7 @@
 #include "layer.h"
 
 CLONES
-static void narrow(int64_t count, const float *restrict x, uint16_t *restrict y) {
+void narrow(int64_t count, const float *restrict x, uint16_t *restrict y) {
     for (int64_t i = 0; i < count; i++) y[i] = store_bf16(x[i]);
 }
 

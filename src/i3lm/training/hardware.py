@@ -75,9 +75,9 @@ def resident_bytes() -> tuple[int, int]:
     return peak, peak  # macOS reports bytes
 
 
-# glibc's parameters of mallopt(3): above this size blocks have pages of their own, and the heap's
-# free end is given back beyond this.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 1 << 16), (-1, 1 << 17)
+# glibc's parameters of mallopt(3): above the first size blocks have pages of their own, and beyond
+# the second the heap's free end is given back.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
 def return_freed_memory() -> None:
@@ -86,9 +86,24 @@ def return_freed_memory() -> None:
     Else the heap keeps the holes that activations leave, 20 to 130 MB for i3-12m. It costs half of
     the speed: every page that is taken again is cleared first.
     """
+    _set_heap(1 << 16, 1 << 17)
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what steps free: the next one takes it without new pages.
+
+    What was freed before, while the model was made, goes back first.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None and sys.platform.startswith("linux"):
+        trim(0)
+    _set_heap(1 << 25, 1 << 30)
+
+
+def _set_heap(mmap_threshold: int, trim_threshold: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
-        for parameter, size in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(parameter, size)
+        mallopt(_MMAP_THRESHOLD, mmap_threshold)
+        mallopt(_TRIM_THRESHOLD, trim_threshold)

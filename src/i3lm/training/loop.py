@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import contextlib
+import gc
 import math
 import os
 import time
@@ -25,7 +26,7 @@ from i3lm.training.checkpoint import (
     set_aside,
 )
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.hardware import resident_bytes, to_device
+from i3lm.training.hardware import keep_freed_memory, resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.planning import require_time
@@ -92,6 +93,7 @@ class Trainer:
             self.context, self.sequences, config.seed, wait=self.heed_signals
         )
         self.counters = Counters()
+        self._parameters = list(network.parameters())  # asking each step takes milliseconds
         self.group.adopt(network, self.optimizer)
         chief = self.group.chief
         self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
@@ -162,6 +164,10 @@ class Trainer:
         its last checkpoint, or could not have its memory, a row with nothing but `note` says so.
         Raises Interrupted after a first signal (see `signals`), within a microbatch.
         """
+        gc.collect()
+        gc.freeze()  # what was imported need not be searched again and again
+        if not self.config.return_memory:
+            keep_freed_memory()
         self.stopwatch.start(self.counters.seconds)
         evaluation = Clock(self.config.eval_every, self._default_evaluation())
         checkpoint = Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
@@ -224,7 +230,7 @@ class Trainer:
         factor *= 0.5**self.counters.rate_cuts
         try:
             loss = self._accumulate_gradients()
-            norm = clip_gradients(self.network.parameters(), self.config.clip)
+            norm = clip_gradients(self._parameters, self.config.clip)
             try:
                 self._require_sound(loss, norm)
             except Diverged as error:
@@ -336,7 +342,7 @@ class Trainer:
         loss = self._gradients()
         step, seconds = self.counters.step + 1, time.perf_counter() - begun
         mean = self.group.settle(step, float(loss), self._stop, seconds)
-        self.group.add_gradients(self.network.parameters())
+        self.group.add_gradients(self._parameters)
         return mean
 
     def _gradients(self) -> Tensor:

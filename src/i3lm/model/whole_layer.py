@@ -1,0 +1,110 @@
+"""A layer's training pass in one call each way: native/layer_forward.c and layer_backward.c.
+
+It computes what `fused` does, in bfloat16, with products of its own: no thread waits while Python
+and torch hand out the next of a hundred operations. For `fused._FusedLayer` alone.
+"""
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from i3lm.model import kernels
+from i3lm.native import tensor_call, tensor_library
+
+if TYPE_CHECKING:
+    from i3lm.model.fused import Kept, Parts
+
+SIDE = 32  # tokens and all sizes come in multiples of it
+
+
+def fits(p: "Parts", x_BTD: Tensor, heads: int, low: torch.dtype) -> bool:
+    """Say whether the passes take these sizes, on this processor."""
+    batch, steps, width = x_BTD.shape
+    sizes = (batch * steps, width, p.A.shape[0], p.q_up.shape[1], p.up_A.shape[0])
+    return (
+        low == torch.bfloat16
+        and not any(size % SIDE for size in sizes)
+        and p.up_A.shape[1] == p.down_A.shape[1] == p.q_up.shape[1]
+        and width // heads % 16 == 0
+        and p.A.shape[0] <= kernels.MAX_STATES
+        and kernels.multiplies_bfloat16()
+    )
+
+
+def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
+    """Return tensors for what the way forward keeps, by the names of `Kept`."""
+    batch, steps, width = x_BTD.shape
+    tokens, rank, inner = batch * steps, p.q_up.shape[1], p.up_A.shape[0]
+    exact = {
+        "stats1": (tokens, 2), "states": (batch, steps, p.A.shape[0]), "x2": (tokens, width),
+        "stats2": (tokens, 2), "attention": (batch, heads, steps), "x3": (tokens, width),
+        "stats3": (tokens, 2),
+    }  # fmt: skip
+    low = {
+        "n1": (tokens, width), "middle": (tokens, 3 * rank), "q": (tokens, width),
+        "k": (tokens, width), "v": (tokens, width), "attended": (tokens, width),
+        "up_middle": (tokens, rank), "inner": (tokens, inner), "down_middle": (tokens, rank),
+    }  # fmt: skip
+    return {
+        **{name: torch.empty(shape, dtype=torch.float32) for name, shape in exact.items()},
+        **{name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in low.items()},
+    }
+
+
+def _addresses(tensors: tuple[Tensor, ...]) -> Any:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def _sizes(p: "Parts", kept: "Kept") -> Any:
+    batch, steps, states = kept.states.shape
+    width, rank = p.q_up.shape
+    sizes = batch, steps, width, states, rank, p.up_A.shape[0], kept.attention.shape[1]
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+_WORK: list[Tensor] = []  # that no call uses now: new memory each time would leave holes
+
+
+@contextlib.contextmanager
+def _work(way: str, sizes: Any) -> Iterator[Tensor]:
+    """Give what a call needs beside its tensors, on a border of 64 bytes."""
+    library = tensor_library()
+    assert library is not None
+    needed = getattr(library, f"i3_layer_{way}_room")
+    needed.restype = ctypes.c_int64
+    size = needed(sizes)
+    work = _WORK.pop() if _WORK else torch.empty(0, dtype=torch.uint8)
+    if work.numel() < size:
+        work = torch.empty(size, dtype=torch.uint8)
+    yield work
+    _WORK.append(work)
+
+
+def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None, widen: bool = False) -> None:
+    """Fill `kept` but for x1, and `out` (M, D) if it is given; `widen`: only n1, q, k, v, inner."""
+    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
+    with _work("forward", arguments[0]) as work:
+        tensor_call("i3_layer_forward", *arguments, int(widen), out, work)
+
+
+def gradients(p: "Parts") -> list[Tensor]:
+    """Return room for the gradients of the parts, in one piece of memory."""
+    sizes = [math.prod(t.shape) for t in p]
+    flat = torch.empty(sum(sizes), dtype=torch.float32)
+    grads = [g.view(t.shape) for g, t in zip(flat.split(sizes), p, strict=True)]
+    grads[p._fields.index("k_bias")].zero_()
+    return grads
+
+
+def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Tensor]) -> Tensor:
+    """Fill `grads`; return the gradient of x (M, D) from that of the output (M, D)."""
+    grad_x = torch.empty_like(grad)
+    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
+    with _work("backward", arguments[0]) as work:
+        tensor_call("i3_layer_backward", *arguments, _addresses(tuple(grads)), grad, grad_x, work)
+    return grad_x
