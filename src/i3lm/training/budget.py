@@ -15,8 +15,9 @@ from i3lm.units import format_duration
 # The smaller a model, the more text it sees in a time, and the sooner it has learned what it can.
 # Up to so many FLOPs of training each of these was the best (docs/results.md, "Defaults").
 LADDER = (("i3-mini", 1.5e14), ("i3-small", 1.5e15), ("i3-12m", float("inf")))
-# What training reaches of the rate of a product by itself.
-SHARE = 0.4
+# What training reaches of the rate of products by themselves, and the FLOP/s that a thread's other
+# work leaves it where products take no time: measured on processors with 0.2 and 1 TFLOP/s a core.
+SHARE, OTHER_WORK = 0.75, 2e11
 
 
 def choose_preset(
@@ -55,7 +56,9 @@ def _flops(config: TrainConfig, processes: int) -> float:
         given.append(config.steps * config.batch_tokens * smallest.flops_per_token(config.context))
     if config.seconds:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        given.append(config.seconds * SHARE * processes * products_per_second(dtype))
+        rate = SHARE * products_per_second(dtype)
+        rate = 1 / (1 / rate + 1 / (OTHER_WORK * torch.get_num_threads()))
+        given.append(config.seconds * processes * rate)
     return min(given)
 
 
