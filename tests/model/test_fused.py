@@ -283,3 +283,12 @@ def test_what_is_computed_again_gives_the_same_gradients(low):
         dict(network.named_parameters()), zip(*gradients, strict=True), strict=True
     ):
         assert all(torch.equal(grads[0], other) for other in grads[1:]), name
+
+
+@pytest.mark.parametrize("size", [1, 3, 32, 100])
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1.0, 40.0])
+def test_the_scale_of_a_transition(size, factor):
+    A = factor * draw(size, size)
+    mine, truth = kernels.transition_scale(A), ops_i3._transition_scale(A)
+    assert mine.shape == truth.shape
+    assert torch.allclose(mine, truth, rtol=1e-6, atol=0)

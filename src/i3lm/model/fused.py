@@ -359,5 +359,6 @@ def install() -> bool:
     ops_i3.recurrence_forward_kernel = kernels.recurrence_forward
     ops_i3.recurrence_backward_kernel = kernels.recurrence_backward
     ops_i3.cross_entropy_kernel = kernels.cross_entropy
+    ops_i3.transition_scale_kernel = kernels.transition_scale
     ops_i3.fused_layer = fused_layer
     return True

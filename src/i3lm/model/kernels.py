@@ -198,6 +198,13 @@ def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False
     return out
 
 
+def transition_scale(A: Tensor) -> Tensor:
+    """Return the factor of `ops_i3.stable_transition` for A (N, N), float32."""
+    scale = torch.empty((), dtype=torch.float32)
+    tensor_call("i3_transition_scale", A.shape[0], A.contiguous(), scale)
+    return scale
+
+
 def cross_entropy(
     logits: Tensor, bias: Tensor, targets: Tensor, backward: bool
 ) -> tuple[Tensor, Tensor | None]:

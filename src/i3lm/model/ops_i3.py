@@ -19,6 +19,7 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
+transition_scale_kernel: Callable | None = None  # as `_transition_scale`
 # Tokens of a chunk of the two scans, which run in chunks where products are nearly free: on a CPU
 # only for tests.
 CHANNEL_CHUNK, STATE_CHUNK = 32, 16
@@ -38,15 +39,19 @@ def stable_transition(A: Tensor) -> Tensor:
     Gelfand's bound `|A^64|_F^(1/64)` is never below the radius and at most 3 % above it for N = 32.
     The scale counts as a constant in the backward pass.
     """
-    with torch.no_grad():
-        power = A.double()
-        norm = torch.linalg.matrix_norm(power).clamp(min=1e-12)
-        power = power / norm
-        for _ in range(6):
-            power = power @ power
-        bound = norm * torch.linalg.matrix_norm(power) ** (1 / 64)
-        scale = bound.clamp(min=1.0).reciprocal().to(A.dtype)
-    return A * scale
+    kernel: Any = transition_scale_kernel if _fits_cpu(A) else None
+    return A * (kernel or _transition_scale)(A.detach())
+
+
+@torch.no_grad()
+def _transition_scale(A: Tensor) -> Tensor:
+    power = A.double()
+    norm = torch.linalg.matrix_norm(power).clamp(min=1e-12)
+    power = power / norm
+    for _ in range(6):
+        power = power @ power
+    bound = norm * torch.linalg.matrix_norm(power) ** (1 / 64)
+    return bound.clamp(min=1.0).reciprocal().to(A.dtype)
 
 
 def scan_channels(x: Tensor, w: Tensor, h: Tensor) -> Tensor:

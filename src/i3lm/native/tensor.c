@@ -79,3 +79,36 @@ int i3_state_scan(int64_t batch, int64_t steps, int64_t n, const float *columns,
                     out + b * steps * n + first);
     return 0;
 }
+
+/* c = a b, all (n, n). */
+CLONES
+static void multiply_double(int64_t n, const double *restrict a, const double *restrict b, double *restrict c) {
+    memset(c, 0, n * n * sizeof(double));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t k = 0; k < n; k++)
+            for (int64_t j = 0; j < n; j++) c[i * n + j] += a[i * n + k] * b[k * n + j];
+}
+
+static double norm_of(int64_t count, const double *x) {
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) sum += x[i] * x[i];
+    return sqrt(sum);
+}
+
+/* The factor of `stable_transition` in model/ops_i3.py, for A (n, n). Returns 1 when there is no memory. */
+int i3_transition_scale(int64_t n, const float *A, float *scale) {
+    double *power = malloc(2 * n * n * sizeof(double)), *square = power + n * n, *swap;
+    if (!power) return 1;
+    void *room = power;
+    for (int64_t i = 0; i < n * n; i++) power[i] = A[i];
+    double norm = fmax(norm_of(n * n, power), 1e-12);
+    for (int64_t i = 0; i < n * n; i++) power[i] /= norm;
+    for (int round = 0; round < 6; round++) {
+        multiply_double(n, power, power, square);
+        swap = power, power = square, square = swap;
+    }
+    double bound = norm * pow(norm_of(n * n, power), 1.0 / 64);
+    *scale = (float)(1 / (bound > 1 || isnan(bound) ? bound : 1));
+    free(room);
+    return 0;
+}
