@@ -78,7 +78,7 @@ class LocalSteps(Replicas):
             self._meet(step)
             raise
 
-    def add_gradients(self, parameters: object) -> None:
+    def add_gradients(self) -> None:
         """Leave each process its own."""
 
     def defer(self, error: Diverged) -> None:
