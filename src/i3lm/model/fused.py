@@ -94,7 +94,7 @@ class _FusedLayer(torch.autograd.Function):
     """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
     @staticmethod
-    def forward(ctx, x_BTD, heads, eps, low, again, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_BTD, heads, eps, low, again, keep, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
         f = _factors(p, low)
         kept, written = _run(p, f, x_BTD, heads, eps, low)
@@ -105,7 +105,7 @@ class _FusedLayer(torch.autograd.Function):
             kept = kept._replace(**dict.fromkeys(left_out, empty))
         ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
-        ctx.low, ctx.again, ctx.factors = low, again, f if again == "none" else None
+        ctx.low, ctx.again, ctx.factors = low, again, f if keep else None
         return out
 
     @staticmethod
@@ -129,7 +129,7 @@ def _backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor 
     grad, grad_low = _attention_backward(kept, p, f, grad, grad_low, n, ctx.heads, ctx.eps, g)
     grad = _recurrence_backward(kept, p, f, grad, grad_low, ctx.shape, ctx.eps, g)
     gradients = (_gradient(getattr(p, name), g[name]) for name in Parts._fields)
-    return grad.view(ctx.shape), None, None, None, None, *gradients
+    return grad.view(ctx.shape), None, None, None, None, None, *gradients
 
 
 def _gradient(parameter: Tensor, gradient: Tensor) -> Tensor | None:
@@ -324,7 +324,9 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps
-    return _FusedLayer.apply(x.contiguous(), heads, eps, low, layer.checkpointing, *parts)
+    again = layer.checkpointing
+    keep = again == "none" and not layer.sharded  # factors are whole weights, though narrow
+    return _FusedLayer.apply(x.contiguous(), heads, eps, low, again, keep, *parts)
 
 
 def install() -> bool:

@@ -127,9 +127,7 @@ def tensors_of(key: str, value: State) -> dict[str, Tensor]:
     return {key: value}
 
 
-def new_state(
-    p: Tensor, name: str, bits: int, device: torch.device | str | None = None
-) -> State:
+def new_state(p: Tensor, name: str, bits: int, device: torch.device | str | None = None) -> State:
     """Return the state `name` of a parameter, all zero, in `bits` bits a number.
 
     It is on the parameter's device, if no other is named.

@@ -363,7 +363,7 @@ class Trainer:
         return total
 
     def _windows(self, sample: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return inputs and targets of `count` samples; None for no sample, or once told to stop."""
+        """Return inputs and targets of `count` samples; None for none, or once told to stop."""
         if count == 0:
             return None
         try:

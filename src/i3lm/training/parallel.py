@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from i3lm.launch import Launch
+from i3lm.model.network import I3Network
 from i3lm.model.stored import state_of
 from i3lm.optim import Optimizer, clip_gradients
 from i3lm.tensorfile import Deferred
@@ -54,11 +55,11 @@ class Alone:
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
 
-    def prepare(self, network: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    def prepare(self, network: I3Network) -> Iterable[tuple[str, Tensor]]:
         """Make a network ready; return the named parameters that its optimizer is made for."""
         return network.named_parameters()
 
-    def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def adopt(self, network: I3Network, optimizer: Optimizer) -> None:
         """Train these from now on."""
         self.network, self.optimizer = network, optimizer
 

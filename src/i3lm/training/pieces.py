@@ -69,6 +69,7 @@ class Pieces:
         self.borders: dict[str, list[tuple[int, int]]] = {}
         self.pieces: list[Piece] = []
         self._ranks = range(size)
+        self._nothing = shard(optimizer.groups[0].names[0])[0][:0]
         self._load = [0] * size  # numbers of each rank
         for number, group in enumerate(optimizer.groups):
             for at, (name, p) in enumerate(zip(group.names, group.parameters, strict=True)):
@@ -170,7 +171,7 @@ class Pieces:
             for rank in self._ranks
         ]
         counts = [[self._count(p, rank) for p in mine for _ in range(2)] for rank in self._ranks]
-        received = _exchange(sent, counts)
+        received = _exchange(sent, counts, self._nothing)
         parts = [torch.cat(column) for column in zip(*received, strict=True)]
         return dict(zip(mine, zip(parts[::2], parts[1::2], strict=True), strict=True))
 
@@ -183,7 +184,7 @@ class Pieces:
         sent = [[parts[rank] for parts in divided] for rank in self._ranks]
         owned = [[piece for piece in taken if piece.owner == rank] for rank in self._ranks]
         counts = [[self._count(piece, self.rank) for piece in pieces] for pieces in owned]
-        for pieces, parts in zip(owned, _exchange(sent, counts), strict=True):
+        for pieces, parts in zip(owned, _exchange(sent, counts, self._nothing), strict=True):
             for piece, numbers in zip(pieces, parts, strict=True):
                 self._mine(piece)[0].copy_(numbers)
 
@@ -209,13 +210,19 @@ class Pieces:
         return found
 
 
-def _exchange(sent: list[list[Tensor]], counts: list[list[int]]) -> list[list[Tensor]]:
-    """Send each rank a list of flat tensors; return those of `counts` numbers from each rank."""
-    message = torch.cat([part for parts in sent for part in parts])
+def _exchange(
+    sent: list[list[Tensor]], counts: list[list[int]], nothing: Tensor
+) -> list[list[Tensor]]:
+    """Send each rank a list of flat tensors; return those of `counts` numbers from each rank.
+
+    `nothing`: no numbers, on their device.
+    """
+    message = torch.cat([nothing, *(part for parts in sent for part in parts)])
     received = message.new_empty(sum(map(sum, counts)))
     lengths = [sum(map(len, parts)) for parts in sent]
     with talking():
         dist.all_to_all_single(received, message, [sum(c) for c in counts], lengths)
     return [
-        list(part.split(c)) for part, c in zip(received.split([*map(sum, counts)]), counts, strict=True)
+        list(part.split(c))
+        for part, c in zip(received.split([*map(sum, counts)]), counts, strict=True)
     ]

@@ -262,9 +262,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
 
     def write_model(figures: dict) -> None:
         weights = trainer.group.weights()
-        save_folder(
-            trainer.run, trainer.network, corpus.tokenizer, run=figures, weights=weights
-        )
+        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures, weights=weights)
 
     def save() -> None:
         figures = _figures(trainer, corpus)

@@ -15,16 +15,17 @@ Its import costs 45 MB and 3 s: nothing else may import this module.
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from i3lm.errors import UserError
 from i3lm.launch import Launch
+from i3lm.model.network import I3Network
 from i3lm.optim import Optimizer
 from i3lm.optim.clip import gradient_norm
 from i3lm.tensorfile import Deferred
@@ -32,6 +33,9 @@ from i3lm.training.checkpoint import Counters, Found, read_newest, save_tensors
 from i3lm.training.parallel import Replicas, talking
 from i3lm.training.pieces import MAPS, Pieces
 
+# Their names since torch 2.13.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 GO_ON, PASS, FETCH, CHECK = range(4)  # what the chief says
 NONE = 1 << 40
 
@@ -43,7 +47,7 @@ class Sharded(Replicas):
         super().__init__(launch, hosts)
         self._found: Found | None = None
 
-    def prepare(self, network: nn.Module) -> Iterable[tuple[str, Tensor]]:
+    def prepare(self, network: I3Network) -> Iterable[tuple[str, Tensor]]:
         """Keep this process's part of a network; return its whole parameters without numbers."""
         whole = {}
         for name, p in network.named_parameters():
@@ -58,19 +62,21 @@ class Sharded(Replicas):
         self._device = next(network.parameters()).device
         mesh = init_device_mesh(self._device.type, (self.launch.size,))
         for layer in network.model.layers:
+            layer.sharded = True  # type: ignore[assignment]
             fully_shard(layer, mesh=mesh)
         # What is outside the layers is wanted again at once, when the way back begins.
         fully_shard(network, mesh=mesh, reshard_after_forward=False)
+        gather, scatter = cast(Any, _Gather()), cast(Any, _Scatter())  # torch's classes are private
         for module in network.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
-                module.set_custom_all_gather(_Gather())
-                module.set_custom_reduce_scatter(_Scatter())
+                module.set_custom_all_gather(gather)
+                module.set_custom_reduce_scatter(scatter)
                 module.unshard()  # makes the whole parameters, which inference mode must not
                 module.reshard()
         register_fsdp_forward_method(network, "loss")
-        network.loss = self._led(network.loss)
+        network.loss = self._led(network.loss)  # type: ignore[method-assign]
         network.register_forward_pre_hook(lambda *_: self._announce(), prepend=True)
         self._shards: dict[str, Any] = dict(network.named_parameters())
         return whole.items()
@@ -87,7 +93,7 @@ class Sharded(Replicas):
         if self.chief and not torch.is_grad_enabled():
             self._say(PASS)
 
-    def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def adopt(self, network: I3Network, optimizer: Optimizer) -> None:
         """Train these from now on."""
         super().adopt(network, optimizer)
         self._pieces = Pieces(optimizer, self._shard, self.launch.rank, self.launch.size)
@@ -174,7 +180,9 @@ class Sharded(Replicas):
                 self._send(number)
             else:
                 self._first_unsound()
-        self.network.reshard()  # after a pass without a way back all is gathered still
+        cast(
+            FSDPModule, self.network
+        ).reshard()  # after a pass without a way back all is gathered still
 
     def _say(self, word: int, number: int = 0) -> None:
         with talking():
@@ -245,7 +253,7 @@ class Sharded(Replicas):
         found, self._found = self._found, None
         steps, loaded = self.from_chief(found.optimizer_steps if found else 0, found is not None)
         self.optimizer.steps = int(steps)
-        self.network.reshard()
+        cast(FSDPModule, self.network).reshard()
         for number, name in enumerate([*self._weights, *self._states]):
             if found:
                 whole = (found.weights if name in self._weights else found.states)[name]
@@ -282,9 +290,7 @@ def _divided(whole: Tensor, parts: list[tuple[int, Tensor]]) -> tuple[Tensor, ..
 class _Room:
     """Where FSDP2 has its messages."""
 
-    def allocate(
-        self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return room for a message."""
         return torch.empty(*size, dtype=dtype, device=device)
 
@@ -294,7 +300,7 @@ class _Gather(_Room):
 
     def __call__(self, output_tensor: Tensor, input_tensor: Tensor, group: Any, **_: Any) -> None:
         with talking():
-            dist.all_gather_into_tensor(output_tensor, input_tensor, group=group)
+            _all_gather(output_tensor, input_tensor, group=group)
 
 
 class _Scatter(_Room):
@@ -304,4 +310,4 @@ class _Scatter(_Room):
         self, output_tensor: Tensor, input_tensor: Tensor, group: Any, op: Any, **_: Any
     ) -> None:
         with talking():
-            dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group)
+            _reduce_scatter(output_tensor, input_tensor, op=op, group=group)
