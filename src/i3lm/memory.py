@@ -35,6 +35,8 @@ def _holes(choice: "Choice") -> float:
     """What the heap keeps of freed activations, as a share of them: measured (docs/memory.md)."""
     if choice.return_memory:
         return 0.0
+    if choice.processes > 1:  # large tensors go back to the system at once
+        return 0.25
     if choice.low_bytes == 2:
         return 0.42
     return 0.35 if choice.gradient_checkpointing == "none" else 1.0
@@ -97,7 +99,7 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     return Estimate(
         runtime=runtime + PRODUCTS_BYTES,
         weights=_weights(sizes, choice) // choice.processes + whole,
-        gradients=4 * total // choice.processes + 2 * whole,  # and as a message
+        gradients=4 * total // choice.processes + whole,
         states=round(numbers * width / choice.processes),
         activations=max(activations, _optimizer_room(sizes, choice)),
     )

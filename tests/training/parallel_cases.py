@@ -58,7 +58,7 @@ PLANS = {
         50,
         SIZES,
     ),
-    # A table of 1,101 rows has two pieces (training/pieces.py), and borders within a block.
+    # A table of 1,101 rows ends within a block of states, and its border is within a piece.
     "fsdp": Plan(
         (*((name, 32, 32) for name in OPTIMIZERS), ("adamw", 8, 32), ("adamw", 4, 32)),
         (("muon", 32, 32), ("adamw", 8, 32)),
@@ -94,9 +94,11 @@ def go(made: Trainer, until: int) -> list[float]:
     return losses
 
 
-def held_bytes() -> int:
-    """Return the bytes of all tensors that are alive."""
+def held_bytes(network: I3Network) -> int:
+    """Return the bytes of all tensors that are alive, gradients of `network` included."""
     gc.collect()
+    grads = [p.grad for p in network.parameters()]  # now objects of Python too
+    assert all(grad is not None for grad in grads)
     tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, torch.nn.Parameter)]
     stores = {
         s.data_ptr(): s.nbytes()
@@ -118,23 +120,20 @@ def run(
     results, plan = {}, PLANS[mode]
     for case in cases or plan.cases:
         name = "-".join(map(str, case))
-        others = held_bytes()
         with contextlib.closing(trainer(folder / name, data, case, group, plan)) as made:
             whole = go(made, plan.half)
             if group.chief:
                 made.save()
             group.attend()
             made._accumulate_gradients()
-            held = held_bytes() - others
+            held = held_bytes(made.network)
             made.network.zero_grad()
             whole += go(made, plan.steps)
-        del made
         results[name] = {"whole": whole, "held": held}
         if before is not None and case in plan.resumed:
             with contextlib.closing(trainer(before / name, data, case, group, plan)) as made:
                 assert made.resume() == []
                 results[name]["resumed"] = go(made, plan.steps)
-            del made
     (folder / f"losses-{group.launch.rank}.json").write_text(json.dumps(results))
 
 
@@ -144,6 +143,7 @@ if __name__ == "__main__":
     if mode == "fsdp":
         from i3lm.training import pieces
 
-        pieces.ROUND = 1 << 12  # several rounds, in some of which a process has nothing
+        # Several pieces and rounds, in some of which a process has nothing.
+        pieces.PIECE = pieces.ROUND = 1 << 12
     with joined(TrainConfig(parallel=mode), True) as (ours, _):
         run(mode, *map(Path, words), ours)

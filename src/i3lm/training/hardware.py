@@ -77,11 +77,13 @@ def resident_bytes() -> tuple[int, int]:
 
 # glibc's parameters of mallopt(3): above this size blocks have pages of their own, and the heap's
 # free end is given back beyond this.
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = (-3, 1 << 16), (-1, 1 << 17)
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 
 
-def return_freed_memory() -> None:
+def return_freed_memory(smallest: int = 1 << 16) -> None:
     """Let freed tensors go back to the system at once, where its C library can be told to.
+
+    Those of `smallest` bytes and more.
 
     Else the heap keeps the holes that activations leave, 20 to 130 MB for i3-12m. It costs half of
     the speed: every page that is taken again is cleared first.
@@ -90,5 +92,5 @@ def return_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
-        for parameter, size in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-            mallopt(parameter, size)
+        mallopt(_MMAP_THRESHOLD, smallest)
+        mallopt(_TRIM_THRESHOLD, 1 << 17)
