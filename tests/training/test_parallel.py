@@ -84,7 +84,7 @@ def test_the_commands_of_the_page_are_commands():
 
     page = Path(__file__).parents[2] / "docs" / "parallel.md"
     lines = re.findall(r"^\$ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         words = shlex.split(line)
         if words[0] == "torchrun":

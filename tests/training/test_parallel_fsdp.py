@@ -12,6 +12,8 @@ from test_parallel_faults import begin, linux, refused, said, step_of, workers
 from i3lm import load
 from i3lm.__main__ import main
 from i3lm.errors import UserError
+from i3lm.memory import Choice, estimate
+from i3lm.presets import find_preset
 from i3lm.tensorheader import read_header
 from i3lm.training.checkpoint import FILES, list_checkpoints
 from i3lm.training.config import TrainConfig
@@ -59,6 +61,17 @@ def test_each_process_holds_its_part_of_weights_gradients_and_states(figures, na
     one = figures["1-0"][name]["held"]
     for process in ("2-0", "2-1"):
         assert 0.4 * one < figures[process][name]["held"] < 0.6 * one
+
+
+def test_the_estimate_divides_what_is_divided():
+    sizes = find_preset("i3-22m").architecture
+    alone = estimate(sizes, Choice(1, 256), 0)
+    rows = [estimate(sizes, Choice(1, 256, processes=n), 0) for n in (2, 4)]
+    whole = [row.weights - alone.weights // n for row, n in zip(rows, (2, 4), strict=True)]
+    assert whole[0] == whole[1]  # what is outside the layers, and two of these
+    assert 0 < whole[0] < alone.weights / 4
+    assert [row.states for row in rows] == [alone.states // 2, alone.states // 4]
+    assert rows[1].total < rows[0].total < alone.total
 
 
 def test_rows_are_dealt_out_as_fsdp2_does():

@@ -321,8 +321,10 @@ class Trainer:
             return f"{why}; it goes on with full gradient checkpointing"
         if self.group.chief:
             self.save()
+        saved = self.group.chief or self.group.keeps(self.counters.step)
+        what = "all is saved" if saved else "the last checkpoint is sound"
         raise UserError(
-            f"{why}; all is saved, go on with more: i3lm train --resume {self.run} --memory ..."
+            f"{why}; {what}, go on with more: i3lm train --resume {self.run} --memory ..."
         )
 
     def _accumulate_gradients(self) -> float:
