@@ -84,12 +84,14 @@ def save_folder(
     tokenizer: ChunkTokenizer,
     run: dict[str, Any] | None = None,
     stored: Mapping[str, StoredMatrix] | None = None,
+    weights: Mapping[str, torch.Tensor | Deferred] | None = None,
 ) -> None:
     """Write a complete model folder: config, weights, tokenizer, generation config, code, card.
 
     Each file is written whole or not at all, the weights after everything they need. `run` are the
     figures of the training run, for the card. `stored` are matrices to be written in the few bits
-    that they have there. Needs no transformers.
+    that they have there, `weights` all parameters where the network has only a part of each. Needs
+    no transformers.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,7 @@ def save_folder(
             state[f"{name}_codes"] = stored[name].codes
             state[f"{name}_scales"] = stored[name].scales
         else:
-            state[name] = _whole(parameter)
+            state[name] = weights[name] if weights else _whole(parameter)
     config = {
         "architectures": ["I3ForCausalLM"],
         "auto_map": AUTO_MAP,

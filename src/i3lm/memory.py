@@ -35,6 +35,8 @@ def _holes(choice: "Choice") -> float:
     """What the heap keeps of freed activations, as a share of them: measured (docs/memory.md)."""
     if choice.return_memory:
         return 0.0
+    if choice.processes > 1:  # large tensors go back to the system at once
+        return 0.25
     if choice.low_bytes == 2:
         return 0.42
     return 0.35 if choice.gradient_checkpointing == "none" else 1.0
@@ -53,6 +55,7 @@ class Choice:
     weight_bits: int = 32  # of the layers' matrices
     rounded: bool = False  # float32 matrices that are seen in few bits
     return_memory: bool = False  # freed memory goes back to the system at once
+    processes: int = 1  # that divide weights, gradients and states among them (training/sharded.py)
 
     @property
     def tokens(self) -> int:
@@ -92,13 +95,20 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     activations = round(_activations(sizes, choice) * (1 + _holes(choice)))
     numbers = per_matrix * matrices + per_other * (total - matrices)
     width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
+    whole = 0 if choice.processes == 1 else _whole(sizes)
     return Estimate(
         runtime=runtime + PRODUCTS_BYTES,
-        weights=_weights(sizes, choice),
-        gradients=4 * total,
-        states=round(numbers * width),
+        weights=_weights(sizes, choice) // choice.processes + whole,
+        gradients=4 * total // choice.processes + whole,
+        states=round(numbers * width / choice.processes),
         activations=max(activations, _optimizer_room(sizes, choice)),
     )
+
+
+def _whole(sizes: Architecture) -> int:
+    """What is whole at once of divided weights: all outside the layers, and two of the layers."""
+    outside = sizes.parameters - sizes.layer_parameters
+    return 4 * (outside + 2 * sizes.layer_parameters // sizes.num_hidden_layers)
 
 
 def _weights(sizes: Architecture, choice: Choice) -> int:
@@ -153,6 +163,7 @@ class Wanted:
     weight_bits: int = 32
     rounded: bool = False
     return_memory: bool | None = None
+    processes: int = 1
 
 
 class TooLittle(UserError):
@@ -201,4 +212,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             wanted.weight_bits,
             wanted.rounded,
             back,
+            wanted.processes,
         )

@@ -64,6 +64,13 @@ class Architecture:
         return sum(self.parameters_by_part().values())
 
     @property
+    def layer_parameters(self) -> int:
+        """The parameters of all layers, without embeddings, the last norm and the head."""
+        parts = self.parameters_by_part()
+        outside = ("token embedding", "position embedding", "head")
+        return self.parameters - sum(parts[name] for name in outside) - 2 * self.hidden_size
+
+    @property
     def matrix_parameters(self) -> int:
         """The entries of all matrices but the embeddings, the head's rows and A (n, n)."""
         d, r, f = self.hidden_size, self.rank, self.intermediate_size

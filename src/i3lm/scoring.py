@@ -57,8 +57,7 @@ def score_tokens(
     for inputs, targets in batches(tokens, context, stride, batch):
         scored = torch.from_numpy(targets).to(device)
         with torch.inference_mode():
-            hidden = network.model(torch.from_numpy(inputs).to(device))
-            nats += float(network.head_loss(hidden[:, -scored.shape[1] :], scored))
+            nats += float(network.loss(torch.from_numpy(inputs).to(device), scored))
         count += scored.numel()
         advance(scored.numel())
     return nats, count

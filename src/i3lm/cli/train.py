@@ -92,8 +92,8 @@ GROUPS = {
 @click.option("--compile/--no-compile", default=None, help="torch.compile  [default: on CUDA]")
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
 @click.option(
-    "--parallel", metavar="NAME", shell_complete=words("ddp diloco"),
-    help="ddp or diloco, for slow links  [default: ddp]",
+    "--parallel", metavar="NAME", shell_complete=words("ddp fsdp diloco"),
+    help="ddp, fsdp (divide the model), diloco (slow links)",
 )  # fmt: skip
 @click.option("--sync-every", metavar="N", type=int, help="Steps of diloco alone  [default: 50]")
 @click.option("--sync-bits", metavar="BITS", type=int, help="diloco's: 32, 8, 4  [default: 8]")

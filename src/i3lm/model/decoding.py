@@ -53,6 +53,8 @@ class CompiledStep:
         """Say whether the compiled step can stand for the network."""
         if tensor_library() is None or network.lm_head.bias is None:
             return False
+        if network._forward_pre_hooks:  # it must be called
+            return False
         plain = all(map(fused.is_plain, network.model.layers)) and fused.is_plain(network.lm_head)
         tensors = network.parameters()
         return plain and all(

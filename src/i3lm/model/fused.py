@@ -99,7 +99,7 @@ class _FusedLayer(torch.autograd.Function):
     """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
     @staticmethod
-    def forward(ctx, x_BTD, heads, eps, low, again, *parameters):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_BTD, heads, eps, low, again, keep, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
         f, out = None, torch.empty_like(x_BTD)
         if whole := whole_layer.fits(p, x_BTD, heads, low):
@@ -115,7 +115,7 @@ class _FusedLayer(torch.autograd.Function):
             kept = kept._replace(**dict.fromkeys(left_out, empty))
         ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
-        ctx.low, ctx.again, ctx.factors = low, again, f if again == "none" else None
+        ctx.low, ctx.again, ctx.factors = low, again, f if keep else None
         ctx.whole = whole
         return out
 
@@ -139,7 +139,7 @@ def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[T
     grad = grad_BTD.contiguous().flatten(0, 1)
     grad = whole_layer.backward(p, kept, ctx.eps, grad, grads)
     gradients = (_gradient(*pair) for pair in zip(p, grads, strict=True))
-    return grad.view(ctx.shape), None, None, None, None, *gradients
+    return grad.view(ctx.shape), None, None, None, None, None, *gradients
 
 
 def _backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
@@ -154,7 +154,7 @@ def _backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor 
     grad, grad_low = _attention_backward(kept, p, f, grad, grad_low, n, ctx.heads, ctx.eps, g)
     grad = _recurrence_backward(kept, p, f, grad, grad_low, ctx.shape, ctx.eps, g)
     gradients = (_gradient(getattr(p, name), g[name]) for name in Parts._fields)
-    return grad.view(ctx.shape), None, None, None, None, *gradients
+    return grad.view(ctx.shape), None, None, None, None, None, *gradients
 
 
 def _gradient(parameter: Tensor, gradient: Tensor) -> Tensor | None:
@@ -349,7 +349,9 @@ def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     if x.dtype != torch.float32 or any(t.dtype != torch.float32 for t in parts):
         return None
     heads, eps = layer.attention.num_heads, layer.recurrence_norm.eps
-    return _FusedLayer.apply(x.contiguous(), heads, eps, low, layer.checkpointing, *parts)
+    again = layer.checkpointing
+    keep = again == "none" and not layer.sharded  # factors are whole weights, though narrow
+    return _FusedLayer.apply(x.contiguous(), heads, eps, low, again, keep, *parts)
 
 
 def install() -> bool:

@@ -285,6 +285,7 @@ class I3Layer(nn.Module):
     """
 
     checkpointing = "none"
+    sharded = False  # weights are whole only while the layer runs
     held: Callable | None = None  # where weights are stored: holds them for the way back
     training_pass: Callable | None = None  # the branches, compiled, where they were
 

@@ -121,8 +121,14 @@ class I3Network(nn.Module):
         return head_logits(self.lm_head, hidden[:, -1:] if last_only else hidden, self.config)
 
     def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the cross-entropy in nats, summed over all B * T targets (int64)."""
-        return self.head_loss(self.model(input_ids), targets)
+        """Return the cross-entropy in nats, summed over all targets (B, S) int64.
+
+        They are of the last S <= T positions of input_ids (B, T).
+        """
+        hidden = self.model(input_ids)
+        if targets.shape[1] < hidden.shape[1]:
+            hidden = hidden[:, -targets.shape[1] :]
+        return self.head_loss(hidden, targets)
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed, of hidden (B, T, D) against targets (B, T)."""

@@ -1,6 +1,6 @@
 """What all our optimizers share: named parameters in, flat state tensors out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,7 +25,13 @@ class ParameterGroup:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     state: dict[str, list[State]] = field(default_factory=dict)
-    first: int = 0  # the number of the group's first parameter within the optimizer
+    numbers: list[int] = field(default_factory=list)  # of the parameters, which seed their draws
+
+    def part(self, at: slice) -> "ParameterGroup":
+        """Return a stretch of the group, which shares its tensors."""
+        states = {name: values[at] for name, values in self.state.items()}
+        names, parameters, numbers = self.names[at], self.parameters[at], self.numbers[at]
+        return replace(self, names=names, parameters=parameters, state=states, numbers=numbers)
 
 
 class Optimizer:
@@ -42,9 +48,10 @@ class Optimizer:
         self.groups, self.bits, self.steps = list(groups), bits, 0
         count = 0
         for group in self.groups:
-            group.first, count = count, count + len(group.parameters)
+            group.numbers = [*range(count, count + len(group.parameters))]
+            count += len(group.parameters)
             group.state = {
-                name: [_new_state(p, name, bits) for p in group.parameters]
+                name: [new_state(p, name, self.bits_of(p)) for p in group.parameters]
                 for name in self.names_of(group)
             }
 
@@ -52,12 +59,16 @@ class Optimizer:
         """Return the names of the states that parameters of `group` have."""
         return self.state_names
 
+    def bits_of(self, parameter: Tensor) -> int:
+        """Return the size of a number in the states of `parameter`."""
+        return self.bits if shape_of(parameter).numel() >= SMALL else 32
+
     def step(self, factor: float = 1.0) -> None:
         """Update all parameters from their `.grad` with learning rates `factor * group.lr`."""
         self.steps += 1
         for group in self.groups:
             for part in _portions(group):
-                seeds = [seed_of(self.steps, -1 - part.first - i) for i in range(len(part.names))]
+                seeds = [seed_of(self.steps, -1 - number) for number in part.numbers]
                 with updated(part.parameters, seeds):
                     grads = [_gradient(p) for p in part.parameters]
                     self.update(part, grads, factor * group.lr)
@@ -78,24 +89,24 @@ class Optimizer:
         for group in self.groups:
             for state, values in group.state.items():
                 for name, value in zip(group.names, values, strict=True):
-                    key = f"{state}.{name}"
-                    if isinstance(value, BlockState):
-                        tensors |= {f"{key}.codes": value.codes, f"{key}.scales": value.scales}
-                    else:
-                        tensors[key] = value
+                    tensors |= tensors_of(f"{state}.{name}", value)
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Restore what `state_tensors` gave; UserError for those of another optimizer."""
+        self.require_fit(tensors)
+        for name, tensor in self.state_tensors().items():
+            tensor.copy_(tensors[name])
+        self.steps = steps
+
+    def require_fit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise UserError for states of another optimizer or model."""
         own = self.state_tensors()
         if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
             raise UserError(
                 "the checkpoint's optimizer states do not fit; resume with the run's own "
                 "--optimizer, --state-bits and --preset, or start anew from its model"
             )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-        self.steps = steps
 
 
 def _portions(group: ParameterGroup) -> Iterator[ParameterGroup]:
@@ -106,18 +117,25 @@ def _portions(group: ParameterGroup) -> Iterator[ParameterGroup]:
         return
     sizes = [s.shape.numel() if s else 0 for s in stored]
     for part in portions(sizes):
-        states = {name: values[part] for name, values in group.state.items()}
-        names, parameters = group.names[part], group.parameters[part]
-        first = group.first + part.start
-        yield replace(group, names=names, parameters=parameters, state=states, first=first)
+        yield group.part(part)
 
 
-def _new_state(p: Tensor, name: str, bits: int) -> State:
-    shape = shape_of(p)
-    if bits == 32 or shape.numel() < SMALL:
-        return torch.zeros(shape, dtype=p.dtype, device=p.device)
-    signed = name != "exp_avg_sq"
-    return BlockState.zeros(shape.numel(), bits, signed=signed, device=p.device)
+def tensors_of(key: str, value: State) -> dict[str, Tensor]:
+    """Return a state's tensors by the names that they have in a checkpoint."""
+    if isinstance(value, BlockState):
+        return {f"{key}.codes": value.codes, f"{key}.scales": value.scales}
+    return {key: value}
+
+
+def new_state(p: Tensor, name: str, bits: int, device: torch.device | str | None = None) -> State:
+    """Return the state `name` of a parameter, all zero, in `bits` bits a number.
+
+    It is on the parameter's device, if no other is named.
+    """
+    shape, device = shape_of(p), torch.device(device or p.device)
+    if bits == 32:
+        return torch.zeros(shape, dtype=p.dtype, device=device)
+    return BlockState.zeros(shape.numel(), bits, signed=name != "exp_avg_sq", device=device)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ def adamw_update(group: ParameterGroup, grads: list[Tensor], lr: float, steps: i
     whole: list[tuple[Tensor, ...]] = []
     updates: list[Update] = []
     means, squares = group.state["exp_avg"], group.state["exp_avg_sq"]
-    for i, (p, g, m, v) in enumerate(zip(group.parameters, grads, means, squares, strict=True)):
+    columns = (group.parameters, grads, means, squares, group.numbers)
+    for p, g, m, v, number in zip(*columns, strict=True):
         if isinstance(m, BlockState):
             states = m, cast(BlockState, v)
-            updates.append(Update(p, g.contiguous(), states, seed_of(steps, group.first + i)))
+            updates.append(Update(p, g.contiguous(), states, seed_of(steps, number)))
         else:
             whole.append((p, g, m, cast(Tensor, v)))
     settings = {"betas": group.betas, "weight_decay": group.weight_decay, "eps": EPS}
@@ -74,12 +75,10 @@ class Lion(Optimizer):
         """Update one group, a parameter at a time so that temporaries stay small."""
         beta1, beta2 = group.betas
         updates: list[Update] = []
-        triples = zip(group.parameters, grads, group.state["exp_avg"], strict=True)
-        for i, (p, g, m) in enumerate(triples):
+        columns = (group.parameters, grads, group.state["exp_avg"], group.numbers)
+        for p, g, m, number in zip(*columns, strict=True):
             if isinstance(m, BlockState):
-                updates.append(
-                    Update(p, g.contiguous(), (m,), seed_of(self.steps, group.first + i))
-                )
+                updates.append(Update(p, g.contiguous(), (m,), seed_of(self.steps, number)))
                 continue
             direction = torch.lerp(g, m, beta1).sign_()
             p.mul_(1 - lr * group.weight_decay).sub_(direction, alpha=lr)

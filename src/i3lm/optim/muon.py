@@ -68,7 +68,7 @@ class Muon(Optimizer):
         if "momentum" not in group.state:
             adamw_update(group, grads, lr, self.steps)
             return
-        seeds = [seed_of(self.steps, group.first + i) for i in range(len(grads))]
+        seeds = [seed_of(self.steps, number) for number in group.numbers]
         triples = zip(group.parameters, grads, group.state["momentum"], strict=True)
         matrices = [_matrix(*triple, group, lr) for triple in triples]
         if not any(isinstance(momentum, BlockState) for momentum in group.state["momentum"]):

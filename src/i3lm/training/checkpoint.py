@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from i3lm.errors import UserError
 from i3lm.files import read_small, sha256_file, sync_folder, write_atomic
 from i3lm.model.stored import load_state, state_of
 from i3lm.optim import Optimizer
-from i3lm.tensorfile import read_tensors, write_tensors
+from i3lm.tensorfile import Deferred, read_tensors, write_tensors
 
 FORMAT = 2
 KEEP = 2
@@ -32,6 +33,7 @@ UNSOUND = (
 )  # fmt: skip
 FILES = ("model.safetensors", "optimizer.safetensors")
 OUTER = "outer."  # begins the names of states of training with local steps (diloco.py)
+Tensors = Mapping[str, Tensor | Deferred]
 
 
 @dataclass
@@ -64,12 +66,19 @@ def save_checkpoint(
     `more`: tensors beside the optimizer's states, of names that begin with OUTER.
     UserError where it cannot be written or a value is not finite; older checkpoints then stay.
     """
+    weights, states = state_of(network), {**optimizer.state_tensors(), **(more or {})}
+    for part in (weights, states):
+        _require_finite(part)
+    return save_tensors(run, weights, states, optimizer.steps, counters)
+
+
+def save_tensors(
+    run: Path, weights: Tensors, states: Tensors, optimizer_steps: int, counters: Counters
+) -> Path:
+    """Write a checkpoint, as `save_checkpoint`, of tensors that are finite."""
     folder = run / "checkpoints"
     target = folder / f"step-{counters.step:08d}"
     temporary = folder / f".writing-{counters.step:08d}"
-    tensors = (state_of(network), {**optimizer.state_tensors(), **(more or {})})
-    for part in tensors:
-        _require_finite(part)
     try:
         if not run.is_dir():
             raise FileNotFoundError(f"{run} is gone")
@@ -77,7 +86,7 @@ def save_checkpoint(
         for stray in folder.glob(".writing-*"):  # of a process that was killed
             shutil.rmtree(stray)
         temporary.mkdir()
-        _write(temporary, tensors, optimizer.steps, counters)
+        _write(temporary, (weights, states), optimizer_steps, counters)
         _replace(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +97,7 @@ def save_checkpoint(
 
 
 def _write(
-    folder: Path, tensors: tuple[dict[str, Tensor], ...], optimizer_steps: int, counters: Counters
+    folder: Path, tensors: tuple[Tensors, Tensors], optimizer_steps: int, counters: Counters
 ) -> None:
     sums = {
         name: write_tensors(folder / name, part) for name, part in zip(FILES, tensors, strict=True)
@@ -131,6 +140,17 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [found[name] for name in sorted(found, reverse=True)]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a checkpoint holds: counters, tensors by name, and how often the optimizer stepped."""
+
+    counters: Counters
+    weights: dict[str, Tensor]
+    states: dict[str, Tensor]
+    outer: dict[str, Tensor]  # of training with local steps
+    optimizer_steps: int
+
+
 def load_newest(
     run: Path,
     network: nn.Module,
@@ -140,7 +160,20 @@ def load_newest(
     """Load the newest sound checkpoint into the network and the optimizer, and into `more`.
 
     What `more` wants and a checkpoint of other training lacks becomes zero.
-    Returns the counters and one sentence for each damaged checkpoint that was passed over.
+    Returns and raises as `read_newest`.
+    """
+    found, notes = read_newest(run, network)
+    for name, tensor in (more or {}).items():
+        tensor.copy_(found.outer.get(name, torch.zeros_like(tensor)))
+    optimizer.load_state(found.states, found.optimizer_steps)
+    load_state(network, found.weights)
+    return found.counters, notes
+
+
+def read_newest(run: Path, network: nn.Module) -> tuple[Found, list[str]]:
+    """Return the newest sound checkpoint of a network of these shapes.
+
+    Also one sentence for each damaged checkpoint that was passed over.
     Raises UserError when there is no sound one.
     """
     notes: list[str] = []
@@ -156,11 +189,7 @@ def load_newest(
             continue
         _require_shapes(folder, state, network)
         outer = {name: moments.pop(name) for name in list(moments) if name.startswith(OUTER)}
-        for name, tensor in (more or {}).items():
-            tensor.copy_(outer.get(name, torch.zeros_like(tensor)))
-        optimizer.load_state(moments, manifest["optimizer_steps"])
-        load_state(network, state)
-        return counters, notes
+        return Found(counters, state, moments, outer, manifest["optimizer_steps"]), notes
     reason = f" ({notes[0]})" if notes else ""
     raise UserError(f"{run} has no sound checkpoint to go on from{reason}; start a new run")
 

@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "gradient_checkpointing": CHECKPOINTING,
     "optimizer": tuple(STATES),
     "documents": DIVISIONS,
-    "parallel": ("ddp", "diloco"),
+    "parallel": ("ddp", "fsdp", "diloco"),
 }
 # What each of several processes has for itself.
 LOCAL = (
@@ -91,7 +91,7 @@ class TrainConfig:
     skip_bad_lines: bool = False  # leave out, and count, lines that are no rows or conversations
     stream: int | None = None  # bytes of tokens on disk at a time; None: all of them
     compile: bool | None = None  # the layers, by torch.compile; None: on CUDA
-    parallel: str = "ddp"  # what several processes share: ddp, diloco
+    parallel: str = "ddp"  # what several processes share: ddp, fsdp, diloco
     sync_every: int = 50  # steps of diloco between two exchanges
     sync_bits: int = 8  # of a number in an exchange of diloco
     ddp_timeout: float = 300.0  # seconds after which a silent process counts as lost
@@ -129,6 +129,9 @@ class TrainConfig:
             raise UserError("--qat-bits keeps float32 weights, --weight-bits does not; choose one")
         if self.parallel == "diloco" and self.weight_bits != 32:
             raise UserError("--parallel diloco adds up float32 weights; leave --weight-bits away")
+        if self.parallel == "fsdp" and (self.weight_bits != 32 or self.qat_bits):
+            few = "--weight-bits" if self.weight_bits != 32 else "--qat-bits"
+            raise UserError(f"--parallel fsdp divides float32 weights; leave {few} away")
         if self.sync_bits not in STATE_BITS:
             raise UserError(f"--sync-bits {self.sync_bits} must be 32, 8 or 4")
         if self.state_bits not in (None, *STATE_BITS):

@@ -11,9 +11,10 @@ Triton on GPUs only.
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from i3lm.launch import Launch
+from i3lm.model.network import I3Network
 from i3lm.model.stored import state_of
 from i3lm.optim import Optimizer
 from i3lm.optim.blockwise import BlockState
@@ -35,7 +36,7 @@ class LocalSteps(Replicas):
         self._seconds = 0.0
         self._trouble: str | None = None
 
-    def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def adopt(self, network: I3Network, optimizer: Optimizer) -> None:
         """Train these from now on."""
         super().adopt(network, optimizer)
         self._weights = list(state_of(network).values())
@@ -78,7 +79,7 @@ class LocalSteps(Replicas):
             self._meet(step)
             raise
 
-    def add_gradients(self, parameters: object) -> None:
+    def add_gradients(self) -> None:
         """Leave each process its own."""
 
     def defer(self, error: Diverged) -> None:

@@ -36,6 +36,10 @@ ANSWER_SECONDS = 10.0  # that the store may take
 LAST_WORDS = 1.0  # seconds in which those that lost a process see who is left
 SIOCGIFADDR = 0x8915  # netdevice(7): the address of an interface
 Answer = TypeVar("Answer")
+ALONE = (
+    "--parallel fsdp divides a model among processes, and this one is alone; leave it away, or "
+    "start several: torchrun --nproc-per-node 2 -m i3lm train ..."
+)
 FAILED, LOST = "failed", "lost"
 SHARED = ("parallel", "sync_every", "sync_bits", "steps", "ddp_timeout", "device")
 
@@ -175,6 +179,8 @@ def joined(config: TrainConfig, resume: bool) -> Iterator[tuple[Alone, Meeting |
     """
     who = launch()
     if who.size == 1:
+        if config.parallel == "fsdp" and not resume:
+            raise UserError(ALONE)
         yield Alone(who), None
         return
     meeting = Meeting(who, config.ddp_timeout)
@@ -228,6 +234,10 @@ def _group(config: TrainConfig, who: Launch, hosts: list[str]) -> Replicas:
         from i3lm.training.diloco import LocalSteps
 
         return LocalSteps(who, hosts, config.sync_every, config.steps, config.sync_bits)
+    if config.parallel == "fsdp":
+        from i3lm.training.sharded import Sharded
+
+        return Sharded(who, hosts)
     return Replicas(who, hosts)
 
 

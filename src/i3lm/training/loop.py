@@ -17,14 +17,8 @@ from i3lm.data import Corpus
 from i3lm.data.segments import SourceLost
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
-from i3lm.optim import clip_gradients, learning_rate_factor, make_optimizer
-from i3lm.training.checkpoint import (
-    Counters,
-    list_checkpoints,
-    load_newest,
-    save_checkpoint,
-    set_aside,
-)
+from i3lm.optim import learning_rate_factor, make_optimizer
+from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.hardware import keep_freed_memory, resident_bytes, to_device
 from i3lm.training.metrics import MetricsFile
@@ -68,7 +62,7 @@ class Trainer:
         self.run = Path(config.out)
         self.context = network.config.max_position_embeddings
         corpus.require(self.context)
-        parameters = network.named_parameters()
+        parameters = self.group.prepare(network)
         self.optimizer = make_optimizer(
             config.optimizer, parameters, config.lr, config.state_bits or 32
         )
@@ -93,7 +87,6 @@ class Trainer:
             self.context, self.sequences, config.seed, wait=self.heed_signals
         )
         self.counters = Counters()
-        self._parameters = list(network.parameters())  # asking each step takes milliseconds
         self.group.adopt(network, self.optimizer)
         chief = self.group.chief
         self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
@@ -113,8 +106,7 @@ class Trainer:
     def _return_to_newest(self) -> list[str]:
         notes: list[str] = []
         if self.group.chief:
-            more = self.group.state()
-            self.counters, notes = load_newest(self.run, self.network, self.optimizer, more)
+            self.counters, notes = self.group.load(self.run)
             set_aside(self.run, self.counters.step)
             self.metrics.truncate(self.counters.metrics_bytes)
         self.spread()
@@ -164,9 +156,11 @@ class Trainer:
         its last checkpoint, or could not have its memory, a row with nothing but `note` says so.
         Raises Interrupted after a first signal (see `signals`), within a microbatch.
         """
+        self.group.attend()
+        gc.unfreeze()  # of an earlier run in this process
         gc.collect()
         gc.freeze()  # what was imported need not be searched again and again
-        if not self.config.return_memory:
+        if not self.config.return_memory and self.config.parallel != "fsdp":  # whose pieces go back
             keep_freed_memory()
         self.stopwatch.start(self.counters.seconds)
         evaluation = Clock(self.config.eval_every, self._default_evaluation())
@@ -197,6 +191,7 @@ class Trainer:
                 continue
             row["evaluate"], row["checkpoint"] = self._due(evaluation, checkpoint)
             yield row
+            self.group.attend()
             if note := self.group.slow():
                 yield {"note": note}
             if self.group.launch.size == 1:  # several stop together, in a step
@@ -230,23 +225,23 @@ class Trainer:
         factor *= 0.5**self.counters.rate_cuts
         try:
             loss = self._accumulate_gradients()
-            norm = clip_gradients(self._parameters, self.config.clip)
+            norm = self.group.clip(self.config.clip)
             try:
                 self._require_sound(loss, norm)
             except Diverged as error:
-                self.optimizer.zero_grad()
+                self.network.zero_grad()
                 self.group.defer(error)
         except BaseException:
-            self.optimizer.zero_grad()
+            self.network.zero_grad()
             raise
         try:
-            self.optimizer.step(factor)
+            self.group.update(factor)
         except (MemoryError, RuntimeError) as error:
-            self.optimizer.zero_grad()
+            self.network.zero_grad()
             if not _out_of_memory(error):
                 raise
             raise Torn from error
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         tokens = self.sequences * self.context
         self.counters.step += 1
         self.group.stepped(self.counters.step)
@@ -332,8 +327,10 @@ class Trainer:
             return f"{why}; it goes on with full gradient checkpointing"
         if self.group.chief:
             self.save()
+        saved = self.group.chief or self.group.keeps(self.counters.step)
+        what = "all is saved" if saved else "the last checkpoint is sound"
         raise UserError(
-            f"{why}; all is saved, go on with more: i3lm train --resume {self.run} --memory ..."
+            f"{why}; {what}, go on with more: i3lm train --resume {self.run} --memory ..."
         )
 
     def _accumulate_gradients(self) -> float:
@@ -342,7 +339,7 @@ class Trainer:
         loss = self._gradients()
         step, seconds = self.counters.step + 1, time.perf_counter() - begun
         mean = self.group.settle(step, float(loss), self._stop, seconds)
-        self.group.add_gradients(self._parameters)
+        self.group.add_gradients()
         return mean
 
     def _gradients(self) -> Tensor:
@@ -355,24 +352,34 @@ class Trainer:
         count = self.group.divisor(self.sequences) * self.context
         first = self.counters.step * self.sequences + start
         began: list[float] = []
-        for begin in range(0, mine, self.microbatch):
-            if self._stop:
-                break
+        begin = 0
+        while self.group.passes(begin < mine, self._stop):
             if self.counters.step == 0 and self.group.launch.size == 1:
                 began.append(time.monotonic())
                 require_time(self.config, began, self.microbatch, self.context)
             size = min(self.microbatch, mine - begin)
-            try:
-                rows = self.loader.windows(first + begin, size)
-            except Interrupted:
-                break
-            self._require_tokens(rows, first + begin)
+            rows = self._windows(first + begin, size)
+            begin += size
+            if rows is None:
+                self.group.accompany()
+                continue
             inputs, targets = (to_device(part, self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 loss = self.network.loss(inputs, targets) / count
             loss.backward()
             total += loss.detach()
         return total
+
+    def _windows(self, sample: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return inputs and targets of `count` samples; None for none, or once told to stop."""
+        if count == 0:
+            return None
+        try:
+            rows = self.loader.windows(sample, count)
+        except Interrupted:
+            return None
+        self._require_tokens(rows, sample)
+        return rows
 
     def _require_tokens(self, rows: tuple[np.ndarray, np.ndarray], sample: int) -> None:
         """Refuse ids that no vocabulary has: of a token file that changed after it was checked."""
@@ -392,8 +399,7 @@ class Trainer:
             self.counters.metrics_bytes = self.metrics.flush()
         except OSError as error:
             raise UserError(f"{self.metrics.path} cannot be written: {error.strerror}") from None
-        more = self.group.state()
-        save_checkpoint(self.run, self.network, self.optimizer, self.counters, more)
+        self.group.save(self.run, self.counters)
 
     @torch.no_grad()
     def _require_sound_weights(self) -> None:

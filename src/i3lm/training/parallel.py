@@ -11,15 +11,19 @@ bits, and starts to send before all have agreed whether the step counts.
 import contextlib
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from i3lm.launch import Launch
+from i3lm.model.network import I3Network
 from i3lm.model.stored import state_of
-from i3lm.optim import Optimizer
+from i3lm.optim import Optimizer, clip_gradients
+from i3lm.tensorfile import Deferred
+from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 
 BUCKET = 25 << 18  # numbers summed at once: 25 MB, as DistributedDataParallel has it
 _PLACE = re.compile(r"^\[\S*\] ")  # of gloo's source code
@@ -51,8 +55,14 @@ class Alone:
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
 
-    def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
+    def prepare(self, network: I3Network) -> Iterable[tuple[str, Tensor]]:
+        """Make a network ready; return the named parameters that its optimizer is made for."""
+        return network.named_parameters()
+
+    def adopt(self, network: I3Network, optimizer: Optimizer) -> None:
         """Train these from now on."""
+        self.network, self.optimizer = network, optimizer
+        self._parameters = list(network.parameters())  # asking each step takes milliseconds
 
     def spread(self) -> None:
         """Give the chief's weights and states to all."""
@@ -73,6 +83,13 @@ class Alone:
         """Return the chief's numbers."""
         return list(values)
 
+    def passes(self, more: bool, stop: bool) -> bool:
+        """Say whether this step has another pass; `more`: this process has sequences left."""
+        return more and not stop
+
+    def accompany(self) -> None:
+        """Go through a pass with no sequence, where others need this process for theirs."""
+
     def settle(self, step: int, loss: float, stop: bool, seconds: float) -> float:
         """Return the loss over all processes' sequences; Interrupted where one was told to stop.
 
@@ -83,8 +100,16 @@ class Alone:
             raise Interrupted
         return loss
 
-    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def add_gradients(self) -> None:
         """Sum gradients over all processes, in place."""
+
+    def clip(self, limit: float) -> float:
+        """Scale all gradients so that their norm is at most `limit`; return the norm before."""
+        return clip_gradients(self._parameters, limit)
+
+    def update(self, factor: float) -> None:
+        """Take the optimizer's step at `factor` of its rates."""
+        self.optimizer.step(factor)
 
     def defer(self, error: Diverged) -> None:
         """Raise what went wrong in a step, or keep it until all meet and drop the step."""
@@ -97,9 +122,24 @@ class Alone:
     def stepped(self, step: int) -> None:
         """Do what follows an optimizer's step, `step` counting from 1."""
 
+    def attend(self) -> None:
+        """Between two steps: do what the chief needs of this process, until it goes on."""
+
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint keeps beside weights and optimizer states."""
         return {}
+
+    def save(self, run: Path, counters: Counters) -> None:
+        """Write a checkpoint, as the chief; raises as `save_checkpoint`."""
+        save_checkpoint(run, self.network, self.optimizer, counters, self.state())
+
+    def load(self, run: Path) -> tuple[Counters, list[str]]:
+        """Read the newest checkpoint, as the chief, before all spread; as `load_newest`."""
+        return load_newest(run, self.network, self.optimizer, self.state())
+
+    def weights(self) -> Mapping[str, Tensor | Deferred] | None:
+        """Return the weights of a model folder, where they are not those of the network."""
+        return None
 
     def slow(self) -> str | None:
         """Return a sentence on a process that has begun to hold up the others."""
@@ -114,10 +154,6 @@ class Replicas(Alone):
         self.hosts, self.chief = hosts, launch.rank == 0
         self._times: list[list[float]] = []
         self._named: set[int] = set()
-
-    def adopt(self, network: nn.Module, optimizer: Optimizer) -> None:
-        """Train these from now on."""
-        self.network, self.optimizer = network, optimizer
 
     def spread(self) -> None:
         """Give the chief's weights and states to all."""
@@ -158,9 +194,9 @@ class Replicas(Alone):
         self._times = [*self._times[1 - LAG_STEPS :], times]
         return loss
 
-    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def add_gradients(self) -> None:
         """Sum gradients over all processes, in place."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         with talking():
             for bucket in _buckets(gradients):
                 flat = torch.cat([g.flatten() for g in bucket])

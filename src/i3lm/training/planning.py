@@ -21,6 +21,10 @@ from i3lm.units import format_bytes, format_duration
 THREADS_PER_CORE = 4  # more only wait for each other
 SURE_SECONDS = 1.0  # of microbatches, before anything is said of a step's time
 DILOCO_BYTES = 12  # of a parameter: the anchor, its momentum, what is owed
+FSDP_BYTES = 31_000_000  # of code that FSDP2 imports at its first use: the compiler
+# Weights and gradients that come and go leave holes as large as what dividing them saves: of fsdp,
+# tensors from this size on go back to the system, which costs little time.
+LARGE = 1 << 20
 STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -134,6 +138,9 @@ def plan_run(
     runtime = resident_bytes()[0]
     if launch.size > 1 and config.parallel == "diloco":
         runtime += DILOCO_BYTES * sizes.parameters
+    divided = launch.size > 1 and config.parallel == "fsdp"
+    if divided:
+        runtime += FSDP_BYTES
     limit = config.memory
     if limit is not None:
         limit = min(limit, runtime + _address_space_left())
@@ -152,6 +159,7 @@ def plan_run(
         weight_bits=config.weight_bits,
         rounded=config.qat_bits is not None,
         return_memory=config.return_memory,
+        processes=launch.size if divided else 1,
     )
     try:
         choice, cost = plan(sizes, wanted, limit, runtime)
@@ -165,6 +173,8 @@ def plan_run(
         ) from None
     if choice.return_memory:
         return_freed_memory()
+    elif divided:
+        return_freed_memory(LARGE)
     return filled(config, choice), cost
 
 

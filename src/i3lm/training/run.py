@@ -229,6 +229,7 @@ def _follow(trainer: Trainer) -> TrainResult:
             trainer.keep_memory()
     except Interrupted:
         interrupted = True
+    trainer.group.attend()
     return TrainResult(trainer.run, {}, interrupted)
 
 
@@ -259,11 +260,15 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         trainer.metrics.write(row)
         tell("evaluation", row)
 
+    def write_model(figures: dict) -> None:
+        weights = trainer.group.weights()
+        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures, weights=weights)
+
     def save() -> None:
         figures = _figures(trainer, corpus)
         try:
             trainer.save()
-            save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+            write_model(figures)
         except (UserError, OSError, SafetensorError) as error:  # the next one may succeed
             tell("note", {"text": f"{error}; training goes on"})
             return
@@ -302,12 +307,13 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         figures["held_out_bits_per_character"] = bits
         figures["held_out_characters"] = final.characters
     try:
-        save_folder(trainer.run, trainer.network, corpus.tokenizer, run=figures)
+        write_model(figures)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"the model cannot be written ({error}); its newest checkpoint is whole: make "
             f"room, then i3lm train --resume {trainer.run}"
         ) from None
+    trainer.group.attend()
     tell("end", {**figures, "interrupted": final is None})
     return TrainResult(trainer.run, figures, interrupted=final is None)
 
