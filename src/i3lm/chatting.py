@@ -4,7 +4,7 @@ import bisect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from i3lm import onnx_generation
+from i3lm import exported
 from i3lm.errors import UserError
 from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
 from i3lm.model.window_i3 import reserve
@@ -154,16 +154,16 @@ class Chat:
         return [int(i) for i in ids]
 
 
-class OnnxChat(Chat):
-    """A conversation with an ONNX export; a seed gives other text than with its original."""
+class ExportedChat(Chat):
+    """A conversation with an exported folder; a seed gives other text than with its original."""
 
     def _open(self, model: Any, rule: tuple[float, int | None, float | None], seed: Any) -> None:
-        self._graphs = onnx_generation.OnnxModel(model)
+        self._graphs = exported.open_exported(model)
         self._tokenizer, self.window = self._graphs.tokenizer, self._graphs.window
-        self._rule, self._numbers = SamplingRule(*rule), onnx_generation.make_generator(seed)
+        self._rule, self._numbers = SamplingRule(*rule), exported.make_generator(seed)
 
     def _answer(self, stop: Sequence[str] = ()) -> TokenText:
-        return onnx_generation.follow(
+        return exported.follow(
             self._graphs,
             self._prompt(),
             self._rule,
