@@ -5,9 +5,9 @@ An ONNX folder needs no torch. The window rule, stop strings and the end of a pr
 """
 
 import contextlib
+import io
 import json
 import logging
-import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -144,13 +144,12 @@ class ExecutorchModel(ExportedModel):
     file, rows = PROGRAM, 1
 
     def _open(self, folder: Path, threads: int | None) -> None:
-        try:
-            with quiet(), _muted():
+        with quiet():
+            try:
                 from executorch.extension.pybindings import portable_lib
                 from executorch.runtime import Runtime
-        except ImportError as error:  # it is not there, or made for another torch
-            raise UserError(f"no executorch ({error}): {EXECUTORCH_INSTALL}") from None
-        with _muted():
+            except ImportError as error:  # it is not there, or made for another torch
+                raise UserError(f"no executorch ({error}): {EXECUTORCH_INSTALL}") from None
             if threads is not None:
                 portable_lib._unsafe_reset_threadpool(threads)
             program = Runtime.get().load_program(folder / self.file)
@@ -163,19 +162,6 @@ class ExecutorchModel(ExportedModel):
         assert method is not None
         tensors = [torch.from_numpy(np.require(part, requirements="CW")) for part in inputs]
         return [tensor.numpy() for tensor in method.execute(tensors)]
-
-
-@contextlib.contextmanager
-def _muted() -> Iterator[None]:
-    """Turn file descriptor 2 away: ExecuTorch's C++ tells there of processors it does not know."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 KINDS: tuple[type[ExportedModel], ...] = (OnnxModel, ExecutorchModel)
