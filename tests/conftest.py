@@ -2,9 +2,30 @@
 
 import signal
 
+import pytest
+
 # nohup and shells' background jobs ignore these, in every process started here, too; tests send
 # them.
 for _name, _action in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int_handler)):
     _number = getattr(signal, _name, None)
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _action)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A model that `i3lm train` made in this run of the tests, and that has learned something."""
+    from i3lm.__main__ import main
+
+    place = tmp_path_factory.mktemp("trained")
+    turns = [
+        ("Who are you?", "I am i3, a small model."),
+        ("Hello there", "Hello! Who are you?"),
+        ("What do you like?", "I like cats and the sea."),
+    ]
+    lines = [f"[INST] {turns[i % 3][0]} [/INST] {turns[i % 3][1]} {i}\n" for i in range(600)]
+    (place / "text.txt").write_text("".join(lines))
+    words = "train --preset i3-tiny --context 48 --batch-tokens 384 --steps 40 --threads 1 --quiet"
+    places = ["--data", str(place / "text.txt"), "--out", str(place / "my-model")]
+    assert main([*words.split(), *places]) == 0
+    return place / "my-model"

@@ -160,7 +160,7 @@ class ExecutorchModel(ExportedModel):
 
         method = self._methods[graph]
         assert method is not None
-        tensors = [torch.from_numpy(np.require(part, requirements="CW")) for part in inputs]
+        tensors = [torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in inputs]
         return [tensor.numpy() for tensor in method.execute(tensors)]
 
 
