@@ -8,6 +8,8 @@ import torch
 from test_transformers import BLOCK, run_python
 from transformers import AutoModelForCausalLM, CompileConfig, DynamicCache
 
+from i3lm.model.configuration_i3 import I3Config
+from i3lm.model.modeling_i3 import I3ForCausalLM
 from i3lm.quantizing import quantize
 
 IDS = torch.randint(6, 290, (2, 10), generator=torch.Generator().manual_seed(1))
@@ -20,9 +22,10 @@ def fresh(folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own
-def test_a_compiled_training_step_is_the_same_step(fresh):
+def test_a_compiled_training_step_is_the_same_step():
     """Forward and backward traced whole; the compiler's last stage is left out."""
-    fresh.train()
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "rank": 4}
+    fresh = I3ForCausalLM(I3Config(vocab_size=300, **sizes)).train()
     fresh(IDS, labels=IDS).loss.backward()
     expected = {name: p.grad.clone() for name, p in fresh.named_parameters()}
     fresh.zero_grad()
