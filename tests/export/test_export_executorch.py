@@ -23,6 +23,7 @@ from i3lm.tokenizer import PAD
 here = pytest.mark.skipif(
     find_spec("executorch") is None, reason="200 MB more: pip install 'i3lm[executorch]'"
 )
+pytestmark = pytest.mark.timeout(900)  # lowering takes half a minute of one core that is free
 
 
 @pytest.fixture(scope="module")

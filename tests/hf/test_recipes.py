@@ -28,3 +28,11 @@ def test_the_recipe_runs(name, trained, tmp_path, monkeypatch):
     exec(compile(code, name, "exec"), {})
     if name == "Publish":
         assert 'model="me/my-model"' in hub.files["README.md"].decode()
+
+
+def test_a_pipeline_says_what_was_learned(trained):
+    from transformers import pipeline
+
+    chat = pipeline("text-generation", model=str(trained), do_sample=False, max_new_tokens=8)
+    turns = chat([{"role": "user", "content": "Who are you?"}])[0]["generated_text"]
+    assert turns[1]["content"].strip().startswith("I am i3")

@@ -279,9 +279,11 @@ def test_a_limit_below_the_usual_length_is_told_to_nobody_who_did_not_ask_for_mo
 def test_the_pages_own_lines_answer(trained, capsys):
     """docs/serve.md, by OpenAI's client, on a model that was trained here."""
     code = re.search(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[1]
+    code = code.replace("Tell me a story.", "Who are you?")
     with Server(trained) as server:
-        exec(code.replace("http://127.0.0.1:8000", server.url), {})
-    assert len(capsys.readouterr().out) > 5
+        code = code.replace("http://127.0.0.1:8000", server.url)
+        exec(code.replace("stream=True", "stream=True, temperature=0"), {})
+    assert capsys.readouterr().out.strip().startswith("I am i3")
 
 
 def test_the_stream_is_what_the_standard_says(server):
