@@ -77,7 +77,7 @@ def export(
     try:
         with atomic_folder(out) as folder:
             if to in ("onnx", "executorch"):
-                slow = "; lowering them takes about 15 s a layer" if to == "executorch" else ""
+                slow = "; lowering them takes 15 to 20 s a layer" if to == "executorch" else ""
                 notify(f"writing the graphs{slow}")
                 result["check"] = _graphs(model, loaded, folder, to)
             elif to == "dense":

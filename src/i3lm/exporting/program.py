@@ -14,7 +14,7 @@ def write_program(network: I3Network, path: Path) -> None:
     """Write the methods `prefill` and `decode`, for one text (B = 1), to `path`.
 
     XNNPACK computes what it can, the portable kernels the rest. The runtime reserves memory for a
-    whole window. Lowering takes about 15 s a layer. UserError where executorch is missing, or for a
+    whole window. Lowering takes 15 to 20 s a layer. UserError where executorch is missing, or for a
     window too short to be free in.
     """
     window = network.config.max_position_embeddings
