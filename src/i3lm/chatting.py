@@ -4,13 +4,14 @@ import bisect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from i3lm import onnx_generation
+from i3lm import exported
 from i3lm.errors import UserError
 from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
 from i3lm.model.window_i3 import reserve
 from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import LONGEST_CHUNK, SamplingRule, TokenText
 from i3lm.tokenizer import EOS, INST, ChunkTokenizer
+from i3lm.tokenizer.conversation import turns
 
 Message = dict[str, str]
 
@@ -154,16 +155,16 @@ class Chat:
         return [int(i) for i in ids]
 
 
-class OnnxChat(Chat):
-    """A conversation with an ONNX export; a seed gives other text than with its original."""
+class ExportedChat(Chat):
+    """A conversation with an exported folder; a seed gives other text than with its original."""
 
     def _open(self, model: Any, rule: tuple[float, int | None, float | None], seed: Any) -> None:
-        self._graphs = onnx_generation.OnnxModel(model)
+        self._graphs = exported.open_exported(model)
         self._tokenizer, self.window = self._graphs.tokenizer, self._graphs.window
-        self._rule, self._numbers = SamplingRule(*rule), onnx_generation.make_generator(seed)
+        self._rule, self._numbers = SamplingRule(*rule), exported.make_generator(seed)
 
     def _answer(self, stop: Sequence[str] = ()) -> TokenText:
-        return onnx_generation.follow(
+        return exported.follow(
             self._graphs,
             self._prompt(),
             self._rule,
@@ -179,13 +180,11 @@ def open_chat(model: Model, messages: Sequence[Message], **settings: Any) -> tup
     """Return a chat with all of `messages` but the last, and the last one's text, the user's.
 
     A first message of the role `system` stays whatever the length. `settings` are those of `Chat`.
-    UserError where roles do not alternate.
+    UserError where they are no conversation, in the words of the chat template.
     """
+    turns(messages, add_generation_prompt=True)
     history = [*messages]
-    system = history.pop(0)["content"] if history and history[0]["role"] == "system" else None
-    wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(history))]
-    if [message["role"] for message in history] != wanted or len(history) % 2 == 0:
-        raise UserError("after an optional system message user and assistant alternate, user last")
+    system = history.pop(0)["content"] if history[0]["role"] == "system" else None
     talk = Chat(model, system=system, **settings)
     talk.messages = history[:-1]
     return talk, history[-1]["content"]
@@ -205,7 +204,7 @@ def chat(
     """Return the assistant's answer to `messages`: a text, or chat messages that end with a user's.
 
     A first message of the role `system` stays whatever the length; the oldest turns give way to the
-    window, and `notify` gets a sentence. UserError where roles do not alternate.
+    window, and `notify` gets a sentence. UserError where they are no conversation.
     """
     history = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     talk, text = open_chat(

@@ -161,9 +161,9 @@ def load_folder(folder: str | Path, device: str = "cpu") -> Loaded:
         for path, header in headers.items():
             state |= read_tensors(path, header)
     except FileNotFoundError:
-        if (folder / "decode.onnx").exists():
+        if (folder / "decode.onnx").exists() or (folder / "model.pte").exists():
             raise UserError(
-                f"{folder} holds ONNX graphs; they run by i3lm chat and i3lm generate alone"
+                f"{folder} holds an export; it runs by i3lm chat and i3lm generate alone"
             ) from None
         raise UserError(f"{folder} has no {path.name}; copy the whole folder") from None
     except (OSError, ValueError) as error:

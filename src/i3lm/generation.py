@@ -205,10 +205,10 @@ def generate(
     """Return text that continues `prompt`, without the prompt.
 
     model: a model folder, or what `i3lm.load` gave. Ends where the model ends the text, before the
-    first of the `stop` strings, or after `max_new_tokens`. Temperature 0 takes the likeliest token
-    each time; `top_k` and `top_p` narrow the draw. The same seed gives the same text. `notify` gets
-    a sentence when the prompt, or the text, outgrows the model's window. UserError for settings out
-    of range.
+    first of the `stop` strings (one, or several), or after `max_new_tokens`. Temperature 0 takes
+    the likeliest token each time; `top_k` and `top_p` narrow the draw. The same seed gives the same
+    text. `notify` gets a sentence when the prompt, or the text, outgrows the model's window.
+    UserError for settings out of range.
     """
     return "".join(
         stream(

@@ -124,11 +124,12 @@ class TokenText(Iterator[str]):
     ) -> None:
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(stop):
             raise UserError("a stop string is empty; leave it out")
         self.tokens, self.prompt_tokens = 0, len(ids)
         self.finish_reason: str | None = None
-        self._begin_with, self._ends, self._stop = begin_with, tuple(ends), tuple(stop)
+        self._begin_with, self._ends, self._stop = begin_with, tuple(ends), stop
         self._bytes = token_bytes(tokenizer)
         new = self._generate(decoder, pick, ids, max_new_tokens, notify)
         self._pieces = self._cut(decode_stream((self._bytes[i] for i in new), len(begin_with)))

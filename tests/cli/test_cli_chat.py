@@ -105,6 +105,12 @@ def test_function(talkative):
     for wrong in ([], [system], [user, assistant], [user, user], [assistant, user, user], "  "):
         with pytest.raises(UserError):
             i3lm.chat(talkative, wrong, **settings)
+    for content in (None, 3, [{"type": "text", "text": "hat"}]):
+        with pytest.raises(UserError, match="message 1 has no text"):
+            i3lm.chat(talkative, [{"role": "user", "content": content}], **settings)
+    for wrong in ({"role": "wizard", "content": "hat"}, {"content": "hat"}, "hat"):
+        with pytest.raises(UserError, match="message 2 has no known role"):
+            i3lm.chat(talkative, [user, wrong], **settings)
 
 
 def test_one_shot(run, folder, monkeypatch):

@@ -101,6 +101,10 @@ def test_stop_strings(loaded):
     cut = stream(loaded, "the", max_new_tokens=60, temperature=0, stop=[stop, "never there"])
     assert "".join(cut) == whole[: whole.index(stop)]
     assert cut.finish_reason == "stop"
+    assert (
+        "".join(stream(loaded, "the", max_new_tokens=60, temperature=0, stop=stop))
+        == (whole[: whole.index(stop)])
+    )
     uncut = stream(loaded, "the", max_new_tokens=60, temperature=0, stop=[whole[-3:] + "x"])
     assert "".join(uncut) == whole  # what was held back comes at the end
 

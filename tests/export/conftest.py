@@ -51,3 +51,8 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="session")
 def onnx_result(folder, text, tmp_path_factory):
     return export(folder, tmp_path_factory.mktemp("onnx") / "out", "onnx", data=[text])
+
+
+@pytest.fixture(scope="session")
+def executorch_result(folder, text, tmp_path_factory):
+    return export(folder, tmp_path_factory.mktemp("pte") / "out", "executorch", data=[text])

@@ -11,13 +11,13 @@ import pytest
 import torch
 from export_helpers import WINDOW
 
-from i3lm import evaluate, generation, onnx_generation
+from i3lm import evaluate, exported, generation
 from i3lm.__main__ import main
-from i3lm.chatting import OnnxChat
+from i3lm.chatting import ExportedChat
 from i3lm.data import open_source, prepare
 from i3lm.errors import UserError
+from i3lm.exported import ExportedDecoder, OnnxModel
 from i3lm.exporting import measuring
-from i3lm.onnx_generation import OnnxDecoder, OnnxModel
 from i3lm.streaming import SamplingRule
 from i3lm.tokenizer import PAD
 
@@ -64,7 +64,7 @@ def test_tokens_are_ours_past_the_window(onnx_result, model, loaded):
     check = onnx_result["check"]
     assert check["tokens"] > WINDOW
     assert check["largest_difference"] < 1e-3
-    ours, theirs, ids = measuring.Exact(loaded.network), OnnxDecoder(model), [2, 40, 50]
+    ours, theirs, ids = measuring.Exact(loaded.network), ExportedDecoder(model), [2, 40, 50]
     for _ in range(3 * WINDOW):
         wanted, found = int(ours.feed(ids).argmax()), int(theirs.feed(ids).argmax())
         assert wanted == found
@@ -86,15 +86,13 @@ def test_text_is_ours(onnx_result, folder, monkeypatch):
     for prompt in ("", "Hello th", "What is my name? " * 20):
         notes, others = [], []
         ours = generation.generate(folder, prompt, notify=notes.append, **settings)
-        theirs = onnx_generation.generate(
-            onnx_result["folder"], prompt, notify=others.append, **settings
-        )
+        theirs = exported.generate(onnx_result["folder"], prompt, notify=others.append, **settings)
         assert ours == theirs
         assert notes == others
         assert notes
     for stop in ("e", ours[5:9]):
         assert generation.generate(folder, prompt, stop=[stop], **settings) == (
-            onnx_generation.generate(onnx_result["folder"], prompt, stop=[stop], **settings)
+            exported.generate(onnx_result["folder"], prompt, stop=[stop], **settings)
         )
 
 
@@ -103,17 +101,14 @@ def test_draws_follow_the_rule():
     draw = np.random.default_rng(0)
 
     def drawn(**rule) -> set[int]:
-        return {onnx_generation.pick(SamplingRule(**rule), logits.copy(), draw) for _ in range(300)}
+        return {exported.pick(SamplingRule(**rule), logits.copy(), draw) for _ in range(300)}
 
     assert drawn(temperature=0) == {1}
     assert drawn(temperature=1, top_p=None) == {0, 1, 2, 3}
     assert drawn(temperature=1e-50, top_p=None) == {1}  # 0 in float32
     assert drawn(temperature=1, top_p=None, top_k=2) == {1, 3}
     assert drawn(temperature=1, top_p=0.5) == {1, 3}
-    many = [
-        onnx_generation.pick(SamplingRule(1.0, None, None), logits.copy(), draw)
-        for _ in range(4000)
-    ]
+    many = [exported.pick(SamplingRule(1.0, None, None), logits.copy(), draw) for _ in range(4000)]
     assert np.allclose(np.bincount(many) / 4000, [0.1, 0.4, 0.2, 0.3], atol=0.03)
 
 
@@ -122,7 +117,7 @@ def test_it_needs_no_torch(onnx_result):
 import sys
 for name in ("torch", "transformers", "onnx"):
     sys.modules[name] = None
-from i3lm.onnx_generation import generate
+from i3lm.exported import generate
 messages = [{{"role": "user", "content": "Who are you?"}}]
 assert isinstance(generate({onnx_result["folder"]!r}, messages, max_new_tokens=5, seed=1), str)
 """
@@ -174,11 +169,11 @@ def test_the_command_line_talks(onnx_result, capsys):
     arguments = ["--temperature", "0", "--max-new-tokens", "8", "--json"]
     assert main(["chat", onnx_result["folder"], "-p", "Hello", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
-    talk = OnnxChat(onnx_result["folder"], temperature=0, max_new_tokens=8)
+    talk = ExportedChat(onnx_result["folder"], temperature=0, max_new_tokens=8)
     assert result["reply"] == "".join(talk.reply("Hello")).strip()
     messages = [{"role": "user", "content": "Hello"}]
     settings = {"temperature": 0, "max_new_tokens": 8}
-    wanted = onnx_generation.generate(onnx_result["folder"], messages, **settings)
+    wanted = exported.generate(onnx_result["folder"], messages, **settings)
     assert result["reply"] == wanted.strip()
     if talk.messages[1:]:
         talk.system = "Be kind."

@@ -1,4 +1,4 @@
-"""Every Python block of docs/transformers.md runs, on a model made here."""
+"""Every Python block of docs/transformers.md runs, on a model trained here."""
 
 import re
 import shutil
@@ -17,14 +17,22 @@ def test_each_recipe_has_a_heading_of_its_own():
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("name", [name for name, _ in RECIPES])
-def test_the_recipe_runs(name, folder, tmp_path, monkeypatch):
+def test_the_recipe_runs(name, trained, tmp_path, monkeypatch):
     code = dict(RECIPES)[name]
     for package in ("accelerate", "peft"):
         if package in code or "Trainer" in code:
             pytest.importorskip(package)
-    shutil.copytree(folder, tmp_path / "my-model")
+    shutil.copytree(trained, tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
     hub = Hub(monkeypatch)
     exec(compile(code, name, "exec"), {})
     if name == "Publish":
         assert 'model="me/my-model"' in hub.files["README.md"].decode()
+
+
+def test_a_pipeline_says_what_was_learned(trained):
+    from transformers import pipeline
+
+    chat = pipeline("text-generation", model=str(trained), do_sample=False, max_new_tokens=8)
+    turns = chat([{"role": "user", "content": "Who are you?"}])[0]["generated_text"]
+    assert turns[1]["content"].strip().startswith("I am i3")

@@ -1,13 +1,16 @@
 """The API, as OpenAI's own client sees it."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
-from serving_helpers import HELLO, WINDOW, events
+from serving_helpers import HELLO, WINDOW, Server, events
 
 import i3lm
 
 openai = pytest.importorskip("openai")
+PAGE = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,7 @@ def test_models(client):
     model = client.models.retrieve("tiny")
     assert model.context_window == WINDOW
     assert model.max_new_tokens == 1_000_000
+    assert (model.default_temperature, model.default_max_tokens) == (0.5, 256)
     assert "A small conversational language model" in model.card
     assert "license:" not in model.card
     for call in (
@@ -176,9 +180,9 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
         (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, "role"),
         (CHAT, {"messages": [{"role": "user", "content": None}]}, "content"),
         (CHAT, {"messages": [{"role": "user", "content": " "}]}, "empty"),
-        (CHAT, {"messages": [{"role": "system", "content": "a"}]}, "alternate"),
+        (CHAT, {"messages": [{"role": "system", "content": "a"}]}, "no user message"),
         (CHAT, {"messages": [*HELLO, *HELLO]}, "alternate"),
-        (CHAT, {"messages": [*HELLO, {"role": "assistant", "content": "a"}]}, "alternate"),
+        (CHAT, {"messages": [*HELLO, {"role": "assistant", "content": "a"}]}, "end with a user"),
         (CHAT, {"messages": HELLO * 1001}, "messages"),
         (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, "surrogate"),
         (CHAT, {"messages": [{"role": "system", "content": "the " * 99}, *HELLO]}, "system"),
@@ -262,6 +266,24 @@ def test_a_reply_beyond_the_limit_of_the_server(server):
     asked = {"messages": HELLO, "max_tokens": 1_000_001, "stop": [" "]}
     answer = json.loads(server.ask(CHAT, asked)[2])
     assert "1,000,000" in answer["notices"][0]
+
+
+def test_a_limit_below_the_usual_length_is_told_to_nobody_who_did_not_ask_for_more(folder):
+    with Server(folder, "--max-new-tokens", "3") as server:
+        answer = json.loads(server.ask(CHAT, {"messages": HELLO})[2])
+        assert (answer["usage"]["completion_tokens"], answer["notices"]) == (3, [])
+        answer = json.loads(server.ask(CHAT, {"messages": HELLO, "max_tokens": 4})[2])
+        assert answer["notices"] == ["this server gives at most 3 tokens a reply"]
+
+
+def test_the_pages_own_lines_answer(trained, capsys):
+    """docs/serve.md, by OpenAI's client, on a model that was trained here."""
+    code = re.search(r"^```python\n(.*?)^```", PAGE, re.M | re.S)[1]
+    code = code.replace("Tell me a story.", "Who are you?")
+    with Server(trained) as server:
+        code = code.replace("http://127.0.0.1:8000", server.url)
+        exec(code.replace("stream=True", "stream=True, temperature=0"), {})
+    assert capsys.readouterr().out.strip().startswith("I am i3")
 
 
 def test_the_stream_is_what_the_standard_says(server):

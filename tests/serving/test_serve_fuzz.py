@@ -37,4 +37,5 @@ def test_no_request_makes_the_server_break_its_word(folder, tmp_path):
         assert server.ask("/health")[0] == 200
         assert "Traceback" not in server.errors
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr
+    print(done.stdout[-1500:])  # how many cases there were: pytest -s
     assert "Tested: 5" in done.stdout

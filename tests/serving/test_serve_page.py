@@ -8,6 +8,9 @@ import time
 import pytest
 from serving_helpers import Server
 
+from i3lm.presets import TEMPERATURE
+from i3lm.serving.schema import DEFAULT_TOKENS
+
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = os.environ.get("I3LM_CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium (or set I3LM_CHROMIUM)")
@@ -127,6 +130,26 @@ def test_conversations(open_page, server):
     page.click("summary")
     assert "Citation" in page.inner_text("#card")
     page.keyboard.press("Escape")
+
+
+def test_settings_are_the_servers_until_somebody_moves_them(open_page, server):
+    page = open_page(server.url)
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json or {}))
+    ready(page)
+    page.click("#open-settings")
+    assert page.inner_text("#temperature-out") == f"{TEMPERATURE:.2f}"
+    assert page.inner_text("#tokens-out") == str(DEFAULT_TOKENS)
+    page.keyboard.press("Escape")
+    say(page, "the cat")
+    assert [asked[-1][name] for name in ("temperature", "max_tokens")] == [None, None]
+    page.click("#open-settings")
+    page.press("#temperature", "Home")
+    page.keyboard.press("Escape")
+    page.reload()
+    ready(page)
+    say(page, "the mat")
+    assert [asked[-1][name] for name in ("temperature", "max_tokens")] == [0, None]
 
 
 def test_stop_retry_and_the_window(open_page, server):

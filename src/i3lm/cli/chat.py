@@ -39,14 +39,14 @@ def command(model: str, prompt: str | None, device: str, as_json: bool, **settin
     if as_json and prompt is None:
         raise UserError("--json answers one message; give it with -p TEXT")
     message = None if prompt is None else text_or_stdin(prompt)
-    from i3lm.chatting import Chat, OnnxChat
+    from i3lm.chatting import Chat, ExportedChat
+    from i3lm.exported import is_exported
     from i3lm.folder import load_folder
-    from i3lm.onnx_generation import is_onnx_folder
 
     notes: list[str] = []
     notify = notes.append if as_json else note
-    if is_onnx_folder(model):
-        chat: Chat = OnnxChat(model, notify=notify, **settings)
+    if is_exported(model):
+        chat: Chat = ExportedChat(model, notify=notify, **settings)
     else:
         chat = Chat(load_folder(model, device), notify=notify, **settings)
     if message is None:

@@ -11,14 +11,14 @@ from i3lm.cli.help import Command
 @click.command(
     "export",
     cls=Command,
-    short_help="Write a model in another form: ONNX, few bits, dense.",
+    short_help="Write a model in another form: ONNX, ExecuTorch, few bits, dense.",
     example="i3lm export my-model --to int4 --out my-model-4bit",
 )
 @click.argument("model", type=click.Path())
 @click.option(
-    "--to", required=True, type=click.Choice(["onnx", "int8", "int4", "dense"]),
-    help="onnx: graphs for onnxruntime; int8, int4: matrices of few bits;"
-    " dense: LoRPt pairs merged to plain layers",
+    "--to", required=True, type=click.Choice(["onnx", "executorch", "int8", "int4", "dense"]),
+    help="onnx: graphs for onnxruntime; executorch: a program for phones; int8, int4: matrices of"
+    " few bits; dense: LoRPt pairs merged to plain layers",
 )  # fmt: skip
 @click.option("--out", metavar="DIR", type=click.Path(), required=True, help="The new folder")
 @click.option(
@@ -30,8 +30,8 @@ from i3lm.cli.help import Command
 def command(model: str, out: str, as_json: bool, **settings: Any) -> None:
     """Write the model in folder MODEL to a new folder in another form, and compare the two.
 
-    onnx runs by `i3lm generate` without torch; the other forms load like the original, in
-    transformers and in every i3lm command.
+    onnx and executorch run by `i3lm chat` and `i3lm generate`, onnx without torch; the other forms
+    load like the original, in transformers and in every i3lm command.
     """
     from i3lm.exporting import export
 

@@ -54,10 +54,10 @@ def command(
 
 
 def _stream(model: str, prompt: str, device: str, settings: dict[str, Any]) -> Any:
-    from i3lm import onnx_generation
+    from i3lm import exported
 
-    if onnx_generation.is_onnx_folder(model):
-        return onnx_generation.stream(model, prompt, **settings)
+    if exported.is_exported(model):
+        return exported.stream(model, prompt, **settings)
     from i3lm.folder import load_folder
     from i3lm.generation import stream
 

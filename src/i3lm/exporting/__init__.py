@@ -1,4 +1,4 @@
-"""Export a model folder: ONNX graphs, matrices of few bits, LoRPt merged to plain linears."""
+"""Export a model folder: graphs for ONNX and ExecuTorch, few bits, LoRPt merged to linears."""
 
 import dataclasses
 import shutil
@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from i3lm.errors import UserError
+from i3lm.exported import DECODE, PREFILL, PROGRAM, WEIGHTS, open_exported
 from i3lm.exporting.graphs import write_graphs
 from i3lm.exporting.measuring import compare, same_logits, same_tokens
+from i3lm.exporting.program import write_program
 from i3lm.files import atomic_folder, write_atomic
 from i3lm.folder import Loaded, load_folder, save_folder
 from i3lm.lorpt import merge
 from i3lm.model.card_i3 import model_card
-from i3lm.onnx_generation import DECODE, PREFILL, WEIGHTS, OnnxModel
 from i3lm.presets import Architecture, DenseArchitecture
 from i3lm.quantizing import quantize
 
-FORMS = ("onnx", "int8", "int4", "dense")
+FORMS = ("onnx", "executorch", "int8", "int4", "dense")
 _BESIDE = (
     "config.json",
     "generation_config.json",
@@ -27,16 +28,21 @@ _BESIDE = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-ONNX_USE = """
-Two ONNX graphs: `prefill.onnx` reads a prompt, `decode.onnx` a token more; `weights.bin` belongs to
-both. They run without torch, by `pip install 'i3lm[export]'`:
-
+_RUN = """
 ```python
-from i3lm.onnx_generation import generate
+from i3lm.exported import generate
 
 print(generate("PATH_OF_THIS_FOLDER", [{"role": "user", "content": "Who are you?"}]))
 ```
 """
+ONNX_USE = f"""
+Two ONNX graphs: `prefill.onnx` reads a prompt, `decode.onnx` a token more; `weights.bin` belongs to
+both. They run without torch, by `pip install 'i3lm[export]'`:
+{_RUN}"""
+EXECUTORCH_USE = f"""
+A program for ExecuTorch, `model.pte`, with XNNPACK: its method `prefill` reads a prompt, `decode` a
+token more. In an app it needs ExecuTorch's runtime alone; here `pip install 'i3lm[executorch]'`:
+{_RUN}"""
 
 
 def export(
@@ -50,9 +56,10 @@ def export(
 ) -> dict[str, Any]:
     """Write the model folder `model` to the new folder `out` in another form; say what it costs.
 
-    to: "onnx" (two graphs for onnxruntime), "int8" or "int4" (`i3lm.quantize`), "dense" (each LoRPt
-    pair merged to a plain linear map). An ONNX or dense export is checked against the original
-    before it appears: token for token past the window's end, or by its logits (`check`).
+    to: "onnx" (two graphs for onnxruntime), "executorch" (both in a program for ExecuTorch), "int8"
+    or "int4" (`i3lm.quantize`), "dense" (each LoRPt pair merged to a plain linear map). Graphs and
+    dense exports are checked against the original before they appear: token for token past the
+    window's end, or by their logits (`check`).
 
     With `measure` the result has `rows`, for the original and the export: `bytes` of the model's
     files, greedy `tokens_per_second` on one thread, `bits_per_character` on the text of
@@ -69,9 +76,10 @@ def export(
     loaded = load_folder(model)
     try:
         with atomic_folder(out) as folder:
-            if to == "onnx":
-                notify("writing the graphs")
-                result["check"] = _onnx(model, loaded, folder)
+            if to in ("onnx", "executorch"):
+                slow = "; lowering them takes 15 to 20 s a layer" if to == "executorch" else ""
+                notify(f"writing the graphs{slow}")
+                result["check"] = _graphs(model, loaded, folder, to)
             elif to == "dense":
                 result["check"] = _dense(model, loaded, folder)
             else:
@@ -84,13 +92,17 @@ def export(
     return result
 
 
-def _onnx(model: Path, loaded: Loaded, folder: Path) -> dict[str, Any]:
-    write_graphs(loaded.network, folder, (PREFILL, DECODE), WEIGHTS)
+def _graphs(model: Path, loaded: Loaded, folder: Path, to: str) -> dict[str, Any]:
+    if to == "onnx":
+        write_graphs(loaded.network, folder, (PREFILL, DECODE), WEIGHTS)
+    else:
+        write_program(loaded.network, folder / PROGRAM)
     for name in _BESIDE:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
-    _card(model, folder, "onnx", loaded.architecture, ONNX_USE)
-    return same_tokens(loaded, OnnxModel(folder))
+    use = ONNX_USE if to == "onnx" else EXECUTORCH_USE
+    _card(model, folder, to, loaded.architecture, use)
+    return same_tokens(loaded, open_exported(folder))
 
 
 @torch.no_grad()

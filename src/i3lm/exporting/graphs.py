@@ -1,12 +1,11 @@
-"""The two graphs of an ONNX folder: a prompt at once (prefill), then a token at a time (decode).
+"""The two graphs of an export: a prompt at once (prefill), then a token at a time (decode).
 
 Shapes: B batch, T length, P positions held, L layers, H heads, K head size, D hidden size,
 N states, V vocabulary. The parts of the network do the computing; only the recurrence is written
 anew, because a scan whose rounds depend on T would be fixed at the length of the example.
 """
 
-import logging
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from i3lm.errors import UserError
+from i3lm.exported import INPUTS, ONNX_INSTALL, STATES, quiet
 from i3lm.model.layers_i3 import head_logits
 from i3lm.model.network import I3Network
 from i3lm.model.ops_i3 import stable_transition
-from i3lm.onnx_generation import INSTALL, STATES
 
 OPSET = 18
 SHARED = 1024  # bytes from which on a tensor lies in the file that both graphs share
@@ -143,49 +142,51 @@ class Decode(_Graph):
         return self.logits(x), *(torch.stack(part) for part in zip(*parts, strict=True))
 
 
+def graphs(
+    network: I3Network, batch: Any, most: int | None = None
+) -> Iterator[tuple[str, nn.Module, tuple[Tensor, ...], tuple[dict[int, Any], ...]]]:
+    """Yield name, module, example inputs and their free sizes of both graphs, for `torch.export`.
+
+    batch: the free number of texts, or None for one text. most: tokens of a graph at most.
+    """
+    c = network.config
+    length = torch.export.Dim("length", min=1, max=most)
+    past = torch.export.Dim("past", min=1, max=most and most - 1)
+    rows, size = 1 if batch is None else 2, 5 if most is None else min(5, most - 1)
+    ids = torch.full((rows, size), 3)
+    heads = c.num_attention_heads
+    cache = torch.zeros(c.num_hidden_layers, rows, heads, size, c.hidden_size // heads)
+    h, s = (torch.zeros(c.num_hidden_layers, rows, n) for n in (c.hidden_size, c.state_size))
+
+    row, held, state = {0: batch, 1: length}, {1: batch, 3: past}, {1: batch}
+    yield "prefill", Prefill(network).eval(), (ids, torch.ones_like(ids)), (row, row)
+    # Two tensors: torch takes the same object, given twice, for one input.
+    example = (ids[:, :1], torch.ones(rows, size + 1).long(), cache, cache.clone(), h, s)
+    shapes = ({0: batch}, {0: batch, 1: past + 1}, held, held, state, state)
+    yield "decode", Decode(network).eval(), example, shapes
+
+
 def write_graphs(network: I3Network, folder: Path, paths: tuple[str, str], weights: str) -> None:
-    """Write the two graphs, and the file of weights that they share, into `folder`.
+    """Write the two graphs for ONNX, and the file of weights that they share, into `folder`.
 
     UserError where the packages are missing.
     """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the exporter tells of its own steps, and of its own age
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():  # the exporter tells of its own steps, and of its own age
             _write(network, folder, paths, weights)
     except ImportError as error:
-        raise UserError(f"a package is missing ({error}): {INSTALL}") from None
-    finally:
-        logging.disable(before)
+        raise UserError(f"a package is missing ({error}): {ONNX_INSTALL}") from None
 
 
 def _write(network: I3Network, folder: Path, paths: tuple[str, str], weights: str) -> None:
     import onnx
     import onnxscript  # noqa: F401  (torch exports with it)
 
-    batch, length, past = (torch.export.Dim(name) for name in ("batch", "length", "past"))
-    c = network.config
-    ids = torch.full((2, 5), 3)
-    cache = torch.zeros(
-        c.num_hidden_layers, 2, c.num_attention_heads, 5, c.hidden_size // c.num_attention_heads
-    )
-    h, s = (torch.zeros(c.num_hidden_layers, 2, n) for n in (c.hidden_size, c.state_size))
-    row = {0: batch, 1: length}
-    held = {1: batch, 3: past}
-    jobs = (
-        (Prefill(network), (ids, torch.ones_like(ids)), (row, row)),
-        (
-            Decode(network),
-            # Two tensors: torch takes the same object, given twice, for one input.
-            (ids[:, :1], torch.ones(2, 6, dtype=torch.int64), cache, cache.clone(), h, s),
-            ({0: batch}, {0: batch, 1: past + 1}, held, held, {1: batch}, {1: batch}),
-        ),
-    )
     places: dict[bytes, tuple[int, int]] = {}
+    both = graphs(network, torch.export.Dim("batch"))
     with open(folder / weights, "wb") as file:
-        for path, (module, example, shapes) in zip(paths, jobs, strict=True):
-            proto = _exported(module.eval(), example, shapes)
+        for path, (_, module, example, shapes) in zip(paths, both, strict=True):
+            proto = _exported(module, example, shapes)
             for tensor in proto.graph.initializer:
                 _share(tensor, file, places, weights)
             proto.producer_name = "i3lm"
@@ -194,7 +195,7 @@ def _write(network: I3Network, folder: Path, paths: tuple[str, str], weights: st
 
 
 def _exported(module: nn.Module, example: tuple, shapes: tuple) -> Any:
-    names = ["input_ids", "attention_mask", *STATES][: len(example)]
+    names = [*INPUTS, *STATES][: len(example)]
     with torch.no_grad():
         program = torch.onnx.export(
             module,

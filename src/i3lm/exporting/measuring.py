@@ -13,10 +13,10 @@ from i3lm.data import Corpus, open_source
 from i3lm.data.conversations import held_out
 from i3lm.data.documents import Document
 from i3lm.errors import UserError
+from i3lm.exported import ExportedDecoder, ExportedModel, is_exported, open_exported
 from i3lm.folder import Loaded, load_folder
 from i3lm.generation import Decoder
 from i3lm.model.network import I3Network
-from i3lm.onnx_generation import OnnxDecoder, OnnxModel
 from i3lm.scoring import batches, check_window, score_tokens, window_rule
 from i3lm.tokenizer import ChunkTokenizer
 from i3lm.training.heldout import FINAL_TOKENS, first_documents
@@ -24,7 +24,7 @@ from i3lm.training.heldout import FINAL_TOKENS, first_documents
 CONVERSATIONS = 300  # of the default text, about 70,000 characters
 CLOSE = 1e-3  # logits: what float32 sums in another order may differ by, and much more
 ROUNDS = 3  # of the speed, in turn; the best counts
-_FILES = ("*.json", "*.jinja", "*.py", "*.safetensors", "*.onnx", "weights.bin")
+_FILES = ("*.json", "*.jinja", "*.py", "*.safetensors", "*.onnx", "*.pte", "weights.bin")
 _RUN = {"run.json", "manifest.json"}
 
 
@@ -36,8 +36,8 @@ class Exact(Decoder):
         self._step = None
 
 
-def same_tokens(loaded: Loaded, exported: OnnxModel, prompts: int = 3) -> dict[str, Any]:
-    """Hold greedy tokens of an ONNX folder against our own path, past the window's end.
+def same_tokens(loaded: Loaded, exported: ExportedModel, prompts: int = 3) -> dict[str, Any]:
+    """Hold greedy tokens of exported graphs against our own path, past the window's end.
 
     Returns `tokens` compared, the `largest_difference` of their logits, and `ties`: tokens that
     differ because our path's two best logits lie closer than `CLOSE`. UserError if others differ.
@@ -45,7 +45,7 @@ def same_tokens(loaded: Loaded, exported: OnnxModel, prompts: int = 3) -> dict[s
     compared, ties, largest = 0, 0, 0.0
     used = len(loaded.tokenizer)
     for messages in held_out(prompts):
-        ours, theirs = Exact(loaded.network), OnnxDecoder(exported)
+        ours, theirs = Exact(loaded.network), ExportedDecoder(exported)
         ids = [int(i) for i in loaded.tokenizer.encode_conversation(messages[:-1], True)]
         ids = ids[-(ours.window - 1) :]
         for _ in range(ours.window - len(ids) + 8):
@@ -57,8 +57,8 @@ def same_tokens(loaded: Loaded, exported: OnnxModel, prompts: int = 3) -> dict[s
                 best != other and not tie
             ):
                 raise UserError(
-                    f"the graphs differ from the model by {largest:.2g}: another version of torch, "
-                    "onnxscript or onnxruntime may export it rightly"
+                    f"the graphs differ from the model by {largest:.2g}: other versions of torch "
+                    "and of the exporting packages may export it rightly"
                 )
             compared, ties, ids = compared + 1, ties + tie, [best]
     return {"tokens": compared, "ties": ties, "largest_difference": largest}
@@ -91,10 +91,10 @@ def compare(model: Path, exported: Path, to: str, data: Sequence[str | Path]) ->
     context, stride = check_window(loaded.network, None, None)
     decoders: list[Callable[[], Any]] = [lambda: Decoder(loaded.network)]
     nats = [score_tokens(loaded.network, tokens)[0]]
-    if to == "onnx":
-        graphs = OnnxModel(exported, threads=1)
-        decoders.append(lambda: OnnxDecoder(graphs))
-        nats.append(_score_onnx(OnnxModel(exported), tokens, context, stride))
+    if is_exported(exported):
+        graphs = open_exported(exported, threads=1)
+        decoders.append(lambda: ExportedDecoder(graphs))
+        nats.append(_score_exported(open_exported(exported), tokens, context, stride))
     else:
         network = load_folder(exported).network
         decoders.append(lambda: Decoder(network))
@@ -162,10 +162,10 @@ def _own(model: Path, tokenizer: ChunkTokenizer) -> Corpus | None:
     return corpus if corpus.tokenizer.fingerprint == tokenizer.fingerprint else None
 
 
-def _score_onnx(model: OnnxModel, tokens: np.ndarray, context: int, stride: int) -> float:
+def _score_exported(model: ExportedModel, tokens: np.ndarray, context: int, stride: int) -> float:
     """Return the nats of tokens[1:], by the windows of `score_tokens`."""
     nats = 0.0
-    for inputs, targets in batches(tokens, context, stride, 8):
+    for inputs, targets in batches(tokens, context, stride, model.rows):
         logits = model.prefill(inputs)[0][:, -targets.shape[1] :].astype(np.float64)
         top = logits.max(-1, keepdims=True)
         total = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]

@@ -104,7 +104,9 @@ def _routes(engine: Engine, served: Served) -> APIRouter:
     secured = [Security(HTTPBearer(auto_error=False))] if served.key else []  # Guard checks it
     began = int(time.time())
     entry = {"id": served.id, "object": "model", "created": began, "owned_by": "i3lm"}
-    entry |= {"max_new_tokens": served.max_new_tokens, **served.facts}
+    usual = min(schema.DEFAULT_TOKENS, served.max_new_tokens)
+    entry |= {"max_new_tokens": served.max_new_tokens, "default_max_tokens": usual}
+    entry |= {"default_temperature": schema.TEMPERATURE, **served.facts}
 
     @router.get("/health", response_model=schema.Health)
     async def health() -> Response:
@@ -148,7 +150,7 @@ def _routes(engine: Engine, served: Served) -> APIRouter:
         asked: schema.Asked, request: Request, messages: list | None, prompt: str = ""
     ) -> Response:
         _check_model(asked.model)
-        limit, length = served.max_new_tokens, asked.tokens
+        limit, length = served.max_new_tokens, asked.tokens or usual
         wanted = Wanted(prompt, messages, min(length, limit), asked.stops, asked.sampling)
         job = engine.submit(wanted)
         if length > limit:

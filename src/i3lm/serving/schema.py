@@ -76,9 +76,9 @@ class Asked(_Body):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the reply may have."""
-        return self.max_tokens or DEFAULT_TOKENS
+    def tokens(self) -> int | None:
+        """How many tokens the reply may have, if that is said."""
+        return self.max_tokens
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -131,8 +131,8 @@ class ChatAsked(Asked):
     response_format: TextFormat | None = None
 
     @property
-    def tokens(self) -> int:
-        """How many tokens the reply may have."""
+    def tokens(self) -> int | None:
+        """How many tokens the reply may have, if that is said."""
         return self.max_completion_tokens or super().tokens
 
 
@@ -225,6 +225,8 @@ class Model(BaseModel):
     parameters: int
     context_window: int = Field(description="Tokens that the model sees at once.")
     max_new_tokens: int = Field(description="The server's limit for a reply.")
+    default_max_tokens: int = Field(description="Of a reply, where a request says nothing.")
+    default_temperature: float = Field(description="Where a request says nothing.")
 
 
 class Models(BaseModel):

@@ -201,7 +201,7 @@ async function answer() {
   show();
   say("ok", "writing");
   announce("The model is writing.");
-  const asked = { messages: sent, temperature: settings.temperature, max_tokens: length() };
+  const asked = { messages: sent, temperature: settings.temperature, max_tokens: length() }; // null: its own
   const asking = performance.now();
   let ended = 0, drawn = 0;
   const draw = () => {
@@ -265,7 +265,7 @@ function explain(error) {
   return `The server did not answer: ${error.message}.`;
 }
 
-const length = () => Math.min(settings.tokens, model.max_new_tokens);
+const length = () => settings.tokens && Math.min(settings.tokens, model.max_new_tokens);
 
 async function copy(text) {
   try {
@@ -311,8 +311,8 @@ function fit() {
 }
 
 function openSettings() {
-  $("temperature").value = settings.temperature;
-  $("tokens").value = settings.tokens;
+  $("temperature").value = settings.temperature ?? model?.default_temperature;
+  $("tokens").value = settings.tokens ?? model?.default_max_tokens;
   $("system").value = now.system;
   $("key").value = key;
   outputs();
@@ -320,13 +320,12 @@ function openSettings() {
 }
 
 function outputs() {
-  $("temperature-out").textContent = Number($("temperature").value).toFixed(2);
-  $("tokens-out").textContent = $("tokens").value;
+  const known = (id, text) => { $(`${id}-out`).textContent = model || settings[id] !== null ? text : ""; };
+  known("temperature", Number($("temperature").value).toFixed(2));
+  known("tokens", $("tokens").value);
 }
 
 $("settings").onclose = () => {
-  settings.temperature = Number($("temperature").value);
-  settings.tokens = Number($("tokens").value);
   store.saveSettings(settings);
   if (now.system !== $("system").value) {
     now.system = $("system").value;
@@ -367,8 +366,8 @@ $("shade").onclick = () => drawer(false);
 $("open-settings").onclick = openSettings;
 $("open-about").onclick = () => $("about").showModal();
 $("rename-no").onclick = () => $("rename").close("no");
-$("temperature").oninput = outputs;
-$("tokens").oninput = outputs;
+for (const id of ["temperature", "tokens"])
+  $(id).oninput = () => { settings[id] = Number($(id).value); outputs(); };
 $("toast-undo").onclick = () => { $("toast").hidden = true; undo?.(); };
 $("newest").onclick = () => { $("scroll").scrollTop = $("scroll").scrollHeight; $("input").focus(); };
 $("scroll").onscroll = () => { $("newest").hidden = atBottom(); };
@@ -383,7 +382,6 @@ addEventListener("storage", (event) => {
 });
 
 $("address").textContent = `${location.origin}/v1`;
-$("tokens").value = settings.tokens;
 drawer(false);
 list();
 show();

@@ -88,11 +88,11 @@ export function payload(conversation, window) {
 /** Say whether a `storage` event is about a conversation. */
 export const concerns = (event) => event.key === null || event.key.startsWith(PREFIX);
 
-/** Return temperature and length. */
+/** Return temperature and length, null where the server's own hold. */
 export function settings() {
   const kept = read(localStorage, SETTINGS) ?? {};
-  const number = (value, otherwise) => (Number.isFinite(value) ? value : otherwise);
-  return { temperature: number(kept.temperature, 0.5), tokens: number(kept.tokens, 256) };
+  const number = (value) => (Number.isFinite(value) ? value : null);
+  return { temperature: number(kept.temperature), tokens: number(kept.tokens) };
 }
 
 /** Keep temperature and length. */

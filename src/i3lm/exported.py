@@ -1,11 +1,16 @@
-"""Generate text with an exported ONNX folder: onnxruntime, numpy and the tokenizer, no torch.
+"""Generate text with an exported folder: a runtime, numpy and the tokenizer.
 
-The window rule, stop strings and the end of a prompt are those of `i3lm.generation`
-(`i3lm.streaming` holds them for both).
+An ONNX folder needs no torch. The window rule, stop strings and the end of a prompt are those of
+`i3lm.generation` (`i3lm.streaming` holds them for both).
 """
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,30 +23,42 @@ from i3lm.streaming import Notify, SamplingRule, TokenText, WindowDecoder, ignor
 from i3lm.tokenizer import EOS, INST, ChunkTokenizer
 
 PREFILL, DECODE, WEIGHTS = "prefill.onnx", "decode.onnx", "weights.bin"
+PROGRAM = "model.pte"
+INPUTS = ("input_ids", "attention_mask")
 STATES = ("keys", "values", "h", "s")
-INSTALL = "pip install 'i3lm[export]'"
+ONNX_INSTALL = "pip install 'i3lm[export]'"
+EXECUTORCH_INSTALL = (
+    "pip install 'i3lm[executorch]', which is there for Linux, Windows on x86-64, macOS 14 on ARM"
+)
 
 
-def is_onnx_folder(folder: str | Path) -> bool:
-    """Say whether `folder` is one that `i3lm export --to onnx` wrote."""
-    return (Path(folder) / DECODE).is_file()
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries tell of themselves back; what goes wrong in them is raised, too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
-class OnnxModel:
+class ExportedModel(ABC):
     """An exported folder in memory: two graphs, the tokenizer, the window in tokens.
 
-    `threads` are those of onnxruntime; by default it chooses. UserError, in one line, where
-    onnxruntime is missing or the folder is not sound.
+    `threads` are those of the runtime; by default it chooses. UserError, in one line, where the
+    runtime is missing or the folder is not sound.
     """
 
+    file: str  # by which such a folder is known
+    rows: int  # texts that are worth reading at once
+
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
-        try:
-            import onnxruntime as runtime
-        except ImportError:
-            raise UserError(f"onnxruntime is not installed: {INSTALL}") from None
         folder = Path(folder)
-        if not is_onnx_folder(folder):
-            raise UserError(f"{folder} has no {DECODE}; make it with i3lm export --to onnx")
+        if not (folder / self.file).is_file():
+            raise UserError(f"{folder} has no {self.file}; make it with i3lm export")
         self.tokenizer = ChunkTokenizer.load(folder)
         path = folder / "config.json"
         try:
@@ -53,20 +70,21 @@ class OnnxModel:
             raise UserError(f"{path} is damaged ({error}); export the model anew") from None
         if not len(self.tokenizer) <= rows:
             raise UserError(f"{folder}: its tokenizer and its config.json differ; export anew")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised, too
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
-            self._prefill, self._decode = (
-                runtime.InferenceSession(
-                    str(folder / name), options, providers=["CPUExecutionProvider"]
-                )
-                for name in (PREFILL, DECODE)
-            )
-        except Exception as error:  # onnxruntime has a class for each of its codes
-            reason = str(error).splitlines()[0][:200]
+            self._open(folder, threads)
+        except UserError:
+            raise
+        except Exception as error:  # runtimes have classes of their own
+            reason = str(error).partition("\n")[0][:200]
             raise UserError(f"{folder} is damaged ({reason}); export the model anew") from None
+
+    @abstractmethod
+    def _open(self, folder: Path, threads: int | None) -> None:
+        """Load the graphs."""
+
+    @abstractmethod
+    def _run(self, graph: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of the graph "prefill" or "decode"."""
 
     def prefill(
         self, ids: np.ndarray, mask: np.ndarray | None = None
@@ -76,7 +94,7 @@ class OnnxModel:
         mask: (B, T) int64, 0 for padding, which must stand on the left. At most a window of ids.
         """
         mask = np.ones_like(ids) if mask is None else mask
-        logits, *state = self._prefill.run(None, {"input_ids": ids, "attention_mask": mask})
+        logits, *state = self._run("prefill", (ids, mask))
         return logits, state
 
     def decode(
@@ -88,15 +106,85 @@ class OnnxModel:
         """
         if mask is None:
             mask = np.ones((len(ids), state[0].shape[3] + 1), np.int64)
-        feeds = {"input_ids": ids, "attention_mask": mask, **dict(zip(STATES, state, strict=True))}
-        logits, *new = self._decode.run(None, feeds)
+        logits, *new = self._run("decode", (ids, mask, *state))
         return logits, new
 
 
-class OnnxDecoder(WindowDecoder):
-    """Feeds tokens to an `OnnxModel` as `i3lm.generation.Decoder` does to a network."""
+class OnnxModel(ExportedModel):
+    """Two graphs for onnxruntime, for any number of texts at once."""
 
-    def __init__(self, model: OnnxModel) -> None:
+    file, rows = DECODE, 8
+
+    def _open(self, folder: Path, threads: int | None) -> None:
+        try:
+            import onnxruntime as runtime
+        except ImportError:
+            raise UserError(f"onnxruntime is not installed: {ONNX_INSTALL}") from None
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised, too
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._sessions = {
+            graph: runtime.InferenceSession(
+                str(folder / name), options, providers=["CPUExecutionProvider"]
+            )
+            for graph, name in (("prefill", PREFILL), ("decode", DECODE))
+        }
+
+    def _run(self, graph: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return self._sessions[graph].run(None, dict(zip((*INPUTS, *STATES), inputs, strict=False)))
+
+
+class ExecutorchModel(ExportedModel):
+    """One program for ExecuTorch's runtime, which takes one text (B = 1) and, in Python, torch.
+
+    `threads` are those of the whole process.
+    """
+
+    file, rows = PROGRAM, 1
+
+    def _open(self, folder: Path, threads: int | None) -> None:
+        with quiet():
+            try:
+                from executorch.extension.pybindings import portable_lib
+                from executorch.runtime import Runtime
+            except ImportError as error:  # it is not there, or made for another torch
+                raise UserError(f"no executorch ({error}): {EXECUTORCH_INSTALL}") from None
+            if threads is not None:
+                portable_lib._unsafe_reset_threadpool(threads)
+            program = Runtime.get().load_program(folder / self.file)
+            self._methods = {name: program.load_method(name) for name in ("prefill", "decode")}
+
+    def _run(self, graph: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        import torch
+
+        method = self._methods[graph]
+        assert method is not None
+        tensors = [torch.from_numpy(np.require(part, requirements=["C", "W"])) for part in inputs]
+        return [tensor.numpy() for tensor in method.execute(tensors)]
+
+
+KINDS: tuple[type[ExportedModel], ...] = (OnnxModel, ExecutorchModel)
+
+
+def is_exported(folder: str | Path) -> bool:
+    """Say whether `folder` is one that `i3lm export` wrote for another runtime."""
+    return any((Path(folder) / kind.file).is_file() for kind in KINDS)
+
+
+def open_exported(folder: str | Path, threads: int | None = None) -> ExportedModel:
+    """Return the model of an exported folder, of either kind; UserError as for `ExportedModel`."""
+    for kind in KINDS:
+        if (Path(folder) / kind.file).is_file():
+            return kind(folder, threads)
+    files = " or ".join(kind.file for kind in KINDS)
+    raise UserError(f"{folder} has no {files}; make it with i3lm export --to onnx or executorch")
+
+
+class ExportedDecoder(WindowDecoder):
+    """Feeds tokens to an `ExportedModel` as `i3lm.generation.Decoder` does to a network."""
+
+    def __init__(self, model: ExportedModel) -> None:
         super().__init__(model.window)
         self._model = model
         self._state: list[np.ndarray] | None = None
@@ -137,7 +225,7 @@ def pick(rule: SamplingRule, logits: np.ndarray, generator: np.random.Generator)
     return int(order[np.searchsorted(ends, generator.random() * ends[-1], side="right")])
 
 
-Model: TypeAlias = str | Path | OnnxModel
+Model: TypeAlias = str | Path | ExportedModel
 
 
 def stream(
@@ -157,7 +245,7 @@ def stream(
     The arguments are those of `i3lm.generate`. At temperature 0 the tokens are those of the
     original model; a seed gives other text than there, since numpy draws. UserError.
     """
-    opened = model if isinstance(model, OnnxModel) else OnnxModel(model)
+    opened = model if isinstance(model, ExportedModel) else open_exported(model)
     if isinstance(prompt, str):
         ids, begin_with = split_prompt(opened.tokenizer, prompt)
         ends: tuple[int, ...] = (EOS,)
@@ -183,7 +271,7 @@ def make_generator(seed: int | None) -> np.random.Generator:
 
 
 def follow(
-    opened: OnnxModel,
+    opened: ExportedModel,
     ids: Sequence[int],
     rule: SamplingRule,
     generator: np.random.Generator,
@@ -192,7 +280,7 @@ def follow(
     """Return the text that follows the tokens `ids`; `settings` are those of `TokenText`."""
     return TokenText(
         opened.tokenizer,
-        lambda: OnnxDecoder(opened),
+        lambda: ExportedDecoder(opened),
         lambda logits: pick(rule, logits, generator),
         ids,
         **settings,
