@@ -9,6 +9,7 @@ import torch
 from benchmarks import common
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
+from i3lm.training.hardware import keep_freed_memory
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 TOKENS = 4096  # of one measurement
@@ -21,6 +22,7 @@ def run(sizes: Architecture, precision: str, microbatch_tokens: int) -> list[dic
     Sequences go through in microbatches as in training: `microbatch_tokens`, or one sequence.
     A row has `length`, and in milliseconds a token `total` and `recurrences`.
     """
+    keep_freed_memory()  # as while training
     rows = []
     tokens = min(TOKENS, 4 * microbatch_tokens)
     for length in LENGTHS:

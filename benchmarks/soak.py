@@ -2,8 +2,9 @@
 
     python -m benchmarks.soak --minutes 120
 
-Both runs have one thread and go on at the same time. Every fault is a real one: signals, a process that stands still, a disk that takes no more, bytes
-that flip. At the end weights, optimizer states and metrics must be those of the clean run.
+Both runs have one thread and go on at the same time. Every fault is a real one: signals, a process
+that stands still, a disk that takes no more, bytes that flip. At the end weights, optimizer states
+and metrics must be those of the clean run.
 """
 
 import argparse

@@ -1,14 +1,18 @@
 """Training speed and memory: i3lm's own Trainer, a GPT of equal size, i3 as published.
 
-    python -m benchmarks.train CONTENDER --preset i3-12m --corpus FOLDER
+    python -m benchmarks.train CONTENDER --preset i3-12m --corpus FOLDER --tokens 1024
 
-takes a few steps with one contender and prints its peak memory, as JSON.
+takes a few steps with one contender and prints its peak memory, as JSON. With --turns it takes a
+turn with each contender that a line on standard input names, and prints its rate.
 """
 
 import argparse
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +28,7 @@ from benchmarks.peers import gpt, published
 from i3lm.data import Corpus, Loader, prepare
 from i3lm.data.documents import Document
 from i3lm.data.sources import Source
+from i3lm.errors import UserError
 from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture, find_preset
@@ -82,6 +87,15 @@ class Ours:
         self.tokens = self.trainer.sequences * self.trainer.context
         self._rows = self.trainer.train()
         self._steps = task.steps
+
+    def about(self) -> dict[str, Any]:
+        """Return the settings that it found."""
+        return {
+            "precision": self.precision,
+            "optimizer": self.trainer.config.optimizer,
+            "tokens_per_step": self.tokens,
+            "microbatch": self.trainer.microbatch,
+        }
 
     def __call__(self) -> int:
         """Train a turn; return the number of tokens."""
@@ -145,6 +159,51 @@ def builders(task: Task) -> dict[str, Callable[[], Callable[[], int]]]:
     }  # fmt: skip
 
 
+class Apart:
+    """Contenders in a process of their own, with its own heap and its own threads."""
+
+    def __init__(self, threads: int, *options: str) -> None:
+        line = [sys.executable, "-m", f"benchmarks.{NAME}", OURS, *options, "--turns"]
+        self._process = subprocess.Popen(
+            line,
+            cwd=common.ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, line: str) -> Any:
+        """Return the answer to a line: see `take_turns`."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise UserError(f"the process of {line!r} ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def take_turns(task: Task) -> None:
+    """Answer each line of standard input: a contender's rate after a turn, or `about` ours."""
+    build, workers = builders(task), dict[str, Callable[[], int]]()
+    for line in sys.stdin:
+        name = line.strip()
+        if name == "about":
+            ours = workers[OURS]
+            assert isinstance(ours, Ours)
+            print(json.dumps(ours.about()), flush=True)
+            continue
+        if name not in workers:
+            workers[name] = build[name]()
+        print(common.rate_of(workers[name]), flush=True)
+
+
 def products(dtype: torch.dtype) -> common.Contender:
     """Return a measurement of the machine's matrix products: FLOPs a second at the best size."""
     pairs = [(torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)) for m, k, n in PRODUCTS]
@@ -162,24 +221,27 @@ def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[s
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         task = Task(preset, synthetic_corpus(preset, Path(folder)), tokens)
-        workers = {name: build() for name, build in builders(task).items()}
-        ours = workers[OURS]
-        assert isinstance(ours, Ours)
+        options = ("--preset", preset, "--corpus", folder, "--tokens", str(tokens))
+        names = list(builders(task))
+        kinds = {name: name.partition(" ")[0] for name in names}  # the GPTs share a process
+        apart = {kind: Apart(threads, *options) for kind in dict.fromkeys(kinds.values())}
         contenders: dict[str, common.Contender] = {
-            name: lambda work=work: common.rate_of(work) for name, work in workers.items()
+            name: lambda name=name: apart[kinds[name]].ask(name) for name in names
         }
         contenders["fp32 products"] = products(torch.float32)
         contenders["bf16 products"] = products(torch.bfloat16)
         speeds = common.interleave(contenders, rounds)
         middle = {name: figures["median"] for name, figures in speeds.items()}
+        about = apart[OURS].ask("about")
+        for process in apart.values():
+            process.end()
 
         def best(kind: str) -> str:
-            return max((n for n in workers if n.startswith(kind)), key=middle.__getitem__)
+            return max((n for n in names if n.startswith(kind)), key=middle.__getitem__)
 
         best_gpt = {precision: best(f"gpt {precision}") for precision in ("fp32", "bf16")}
         peaks = {}
         for name in (OURS, *best_gpt.values(), PUBLISHED):
-            options = ("--preset", preset, "--corpus", folder, "--tokens", str(tokens))
             peaks[name] = common.in_child(NAME, name, *options, threads=threads)["peak_bytes"]
     flops = task.sizes.flops_per_token()
     speed = middle[OURS]
@@ -191,12 +253,9 @@ def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[s
         "ratio_published": speed / middle[PUBLISHED],
         "mfu_bf16": flops * speed / middle["bf16 products"],
         "preset": preset,
-        "precision": ours.precision,
-        "optimizer": ours.trainer.config.optimizer,
+        **about,
         "compiled_kernels": COMPILED,
         "context": task.sizes.max_position_embeddings,
-        "tokens_per_step": ours.tokens,
-        "microbatch": ours.trainer.microbatch,
         "threads": threads,
         "rounds": rounds,
         "flops_per_token": flops,
@@ -205,10 +264,10 @@ def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[s
             "gpt": task.gpt_sizes.parameters,
             PUBLISHED: sum(p.numel() for p in published.Published(task.sizes).parameters()),
         },
-        "tokens_per_second": {name: speeds[name] for name in workers},
+        "tokens_per_second": {name: speeds[name] for name in names},
         "flops_per_second": {n: speeds[n] for n in ("fp32 products", "bf16 products")},
         "peak_bytes": peaks,
-        "lengths": lengths.run(task.sizes, ours.precision, tokens),
+        "lengths": lengths.run(task.sizes, about["precision"], tokens),
     }
 
 
@@ -261,13 +320,17 @@ def synthetic_corpus(preset: str, folder: Path, documents: int = 3_000) -> Corpu
 
 
 def main() -> None:
-    """Print the peak memory of one contender's training."""
+    """Print the peak memory of one contender's training, or take turns."""
     parser = argparse.ArgumentParser()
     parser.add_argument("contender")
     parser.add_argument("--preset", required=True)
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--turns", action="store_true")
     options = parser.parse_args()
+    if options.turns:
+        take_turns(Task(options.preset, Corpus.open(options.corpus), options.tokens))
+        return
     task = Task(options.preset, Corpus.open(options.corpus), options.tokens, steps=1)
     work = builders(task)[options.contender]()
     for _ in range(PEAK_STEPS):
