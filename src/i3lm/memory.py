@@ -39,7 +39,7 @@ def _holes(choice: "Choice") -> float:
         return 0.25
     if choice.low_bytes == 2:
         return 0.42
-    return 0.35 if choice.gradient_checkpointing == "none" else 1.0
+    return 0.6 if choice.gradient_checkpointing == "none" else 1.0
 
 
 @dataclass(frozen=True)
