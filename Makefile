@@ -60,7 +60,7 @@ lint: $(DEVELOP)
 audit: $(DEVELOP)
 	$(BIN)/python -m benchmarks.audit
 
-# MINUTES of training, then the same with a fault a minute; and a kill at every instant of a save.
+# MINUTES of training with a fault a minute, beside the same undisturbed; and a kill at every instant of a save.
 MINUTES ?= 120
 soak: $(DEVELOP)
 	I3LM_ALL_INSTANTS=1 $(BIN)/python -m pytest -o timeout=3600 tests/training/test_every_instant.py
