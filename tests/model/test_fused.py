@@ -1,6 +1,7 @@
 """The compiled passes of a training step against float64, at odd sizes and in both precisions."""
 
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from i3lm.model import COMPILED, fused, fused_attention, kernels, ops_i3
 from i3lm.model.network import I3Network
@@ -292,3 +295,17 @@ def test_the_scale_of_a_transition(size, factor):
     mine, truth = kernels.transition_scale(A), ops_i3._transition_scale(A)
     assert mine.shape == truth.shape
     assert torch.allclose(mine, truth, rtol=1e-6, atol=0)
+
+
+def test_what_follows_operations_sees_them_all():
+    A = 3 * draw(8, 8)
+    truth = ops_i3.stable_transition(A)
+    assert torch.allclose(torch.func.vmap(ops_i3.stable_transition)(A[None])[0], truth)
+    graph = make_fx(ops_i3.stable_transition)(draw(8, 8, seed=1))
+    assert torch.allclose(graph(A), truth)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in use
+        traced = torch.jit.trace(ops_i3.stable_transition, draw(8, 8, seed=1))
+    assert torch.allclose(traced(A), truth)
+    with FakeTensorMode() as mode:
+        assert ops_i3.stable_transition(mode.from_tensor(A)).shape == A.shape

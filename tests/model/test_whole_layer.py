@@ -140,3 +140,22 @@ def test_other_sizes_take_the_other_way(monkeypatch, sizes, tokens):
     monkeypatch.setattr(whole_layer, "forward", None)
     layer, (x, grad) = layer_of(sizes), drawn(sizes, 1, tokens)
     assert results(layer, x, grad)["y"].isfinite().all()
+
+
+def test_parameters_may_lie_as_they_like():
+    sizes, (batch, steps) = SIZES["high rank"]
+    layer, (x, grad) = layer_of(sizes), drawn(sizes, batch, steps)
+    expected = results(layer, x, grad)
+    for parameter in (layer.recurrence.A, layer.ffn.up.B):
+        parameter.data = parameter.data.t().contiguous().t()
+    found = results(layer, x, grad)
+    assert all(error(found[k], expected[k].double()) < 0.02 for k in expected if "k_up.b" not in k)
+
+
+def test_a_default_device_changes_nothing(instructions):
+    sizes, (batch, steps) = SIZES["one block"]
+    layer, (x, grad) = layer_of(sizes), drawn(sizes, batch, steps)
+    expected = results(layer, x, grad)
+    with torch.device("meta"):
+        found = results(layer, x, grad)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -340,7 +340,7 @@ def is_plain(layer: nn.Module) -> bool:
 
 def fused_layer(layer: Any, x: Tensor) -> Tensor | None:
     """Return the output of an `I3Layer` for x (B, T, D), or None where the passes do not fit."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or ops_i3.is_followed():
         return None
     low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     if low not in kernels.NAMES or not is_plain(layer):

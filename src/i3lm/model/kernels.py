@@ -22,7 +22,7 @@ def _call(name: str, low: torch.dtype, *arguments: Tensor | int | float | None) 
 
 def _partial(rows: int, *sizes: int) -> Tensor:
     """Room for the sums of each chunk of rows."""
-    return torch.empty(-(-rows // ROWS), *sizes, dtype=torch.float32)
+    return torch.empty(-(-rows // ROWS), *sizes, dtype=torch.float32, device="cpu")
 
 
 def narrow(tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
@@ -100,8 +100,10 @@ def gelu_tables() -> Tensor:
     Segment i is a = (i + t) / 6, 0 <= t < 1, up to a = 32 / 6; coefficients of 1, t and t^2, which
     meet the function at its Chebyshev points. |error| < 4e-5; bfloat16 rounds by up to 2e-3 there.
     """
-    t = (1 - torch.cos(torch.pi * (torch.arange(3, dtype=torch.float64) + 0.5) / 3)) / 2
-    a = (torch.arange(32, dtype=torch.float64)[:, None] + t) / 6
+    t = (
+        1 - torch.cos(torch.pi * (torch.arange(3, dtype=torch.float64, device="cpu") + 0.5) / 3)
+    ) / 2
+    a = (torch.arange(32, dtype=torch.float64, device="cpu")[:, None] + t) / 6
     below = torch.special.erfc(a * 0.5**0.5) / 2
     slope = below - a * torch.exp(-a * a / 2) / (2 * torch.pi) ** 0.5
     powers = torch.stack([t**0, t, t * t], 1)
@@ -200,7 +202,7 @@ def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False
 
 def transition_scale(A: Tensor) -> Tensor:
     """Return the factor of `ops_i3.stable_transition` for A (N, N), float32."""
-    scale = torch.empty((), dtype=torch.float32)
+    scale = torch.empty((), dtype=torch.float32, device="cpu")
     tensor_call("i3_transition_scale", A.shape[0], A.contiguous(), scale)
     return scale
 

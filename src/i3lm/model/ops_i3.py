@@ -186,10 +186,20 @@ def _fits_kernel(*tensors: Tensor) -> bool:
     return recurrence_forward_kernel is not None and _fits_cpu(*tensors)
 
 
+def is_followed() -> bool:
+    """Say whether something looks on at torch's operations, which calls of C pass by."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # fake tensors, make_fx
+        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad
+    )
+
+
 def _fits_cpu(*tensors: Tensor) -> bool:
-    if torch.compiler.is_compiling():  # ctypes calls cannot be traced
-        return False
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+    return plain and fits and not is_followed()
 
 
 def recurrence(

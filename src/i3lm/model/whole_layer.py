@@ -32,6 +32,7 @@ def fits(p: "Parts", x_BTD: Tensor, heads: int, low: torch.dtype) -> bool:
         and p.up_A.shape[1] == p.down_A.shape[1] == p.q_up.shape[1]
         and width // heads % 16 == 0
         and p.A.shape[0] <= kernels.MAX_STATES
+        and all(t.is_contiguous() for t in p)
         and kernels.multiplies_bfloat16()
     )
 
@@ -51,8 +52,14 @@ def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
         "up_middle": (tokens, rank), "inner": (tokens, inner), "down_middle": (tokens, rank),
     }  # fmt: skip
     return {
-        **{name: torch.empty(shape, dtype=torch.float32) for name, shape in exact.items()},
-        **{name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in low.items()},
+        **{
+            name: torch.empty(shape, dtype=torch.float32, device="cpu")
+            for name, shape in exact.items()
+        },
+        **{
+            name: torch.empty(shape, dtype=torch.bfloat16, device="cpu")
+            for name, shape in low.items()
+        },
     }
 
 
@@ -78,11 +85,19 @@ def _work(way: str, sizes: Any) -> Iterator[Tensor]:
     needed = getattr(library, f"i3_layer_{way}_room")
     needed.restype = ctypes.c_int64
     size = needed(sizes)
-    work = _WORK.pop() if _WORK else torch.empty(0, dtype=torch.uint8)
+    try:
+        work = _WORK.pop()
+    except IndexError:  # none, or another thread has it
+        work = torch.empty(size, dtype=torch.uint8, device="cpu")
     if work.numel() < size:
-        work = torch.empty(size, dtype=torch.uint8)
+        work = torch.empty(size, dtype=torch.uint8, device="cpu")
     yield work
     _WORK.append(work)
+
+
+def drop_work() -> None:
+    """Free what was kept for the next call."""
+    _WORK.clear()
 
 
 def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None, widen: bool = False) -> None:
@@ -95,7 +110,7 @@ def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None, widen: boo
 def gradients(p: "Parts") -> list[Tensor]:
     """Return room for the gradients of the parts, in one piece of memory."""
     sizes = [math.prod(t.shape) for t in p]
-    flat = torch.empty(sum(sizes), dtype=torch.float32)
+    flat = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
     grads = [g.view(t.shape) for g, t in zip(flat.split(sizes), p, strict=True)]
     grads[p._fields.index("k_bias")].zero_()
     return grads

@@ -158,7 +158,7 @@ ALWAYS void step(const unsigned high, Map m, float beta, int64_t rounds, const f
 }
 
 #ifdef HAS_CLONES
-__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) static void step_wide(
+__attribute__((target("arch=x86-64-v4" WIDE_VECTORS))) static void step_wide(
     Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
     step(8, m, beta, rounds, coefficients, scratch);
 }

@@ -11,6 +11,12 @@
 #define CLONES
 #endif
 
+#ifdef __clang__ /* which does not know it */
+#define WIDE_VECTORS ""
+#else
+#define WIDE_VECTORS ",prefer-vector-width=512"
+#endif
+
 static inline float float_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);

@@ -9,7 +9,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,prefer-vector-width=512")))
+#include "numbers.h"
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma" WIDE_VECTORS)))
 #define LANES 16
 #define SIDE 32        /* rows and columns of a block of results, and the depth of a tile */
 #define TILE 256       /* words of a tile */
@@ -50,6 +52,7 @@ AMX static inline void release_tiles(void) { __asm__ volatile("tilerelease"); }
 
 AMX static inline void tile_block(Left a, int64_t steps, const uint32_t *b, const uint32_t *beside, int add, float *c,
                                   int64_t stride) {
+    __asm__ volatile("" ::: "memory"); /* tiles are loaded by instructions that do not say what they read */
     if (add) {
         _tile_loadd(0, c, 4 * stride);
         _tile_loadd(1, c + LANES, 4 * stride);

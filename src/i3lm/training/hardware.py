@@ -1,13 +1,17 @@
 """What this machine does best, and what the process uses."""
 
+import contextlib
 import ctypes
+import gc
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from i3lm.errors import UserError
+from i3lm.model.whole_layer import drop_work
 
 
 def choose_device(name: str, number: int = 0) -> torch.device:
@@ -96,16 +100,46 @@ def keep_freed_memory() -> None:
 
     What was freed before, while the model was made, goes back first.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None and sys.platform.startswith("linux"):
-        trim(0)
+    _trim()
     _set_heap(1 << 25, 1 << 30)
 
 
+@contextlib.contextmanager
+def undisturbed_steps(keep: bool) -> Iterator[None]:
+    """Within the block, leave the process's memory to training's steps; `keep` what they free.
+
+    The garbage collector does not search what was there before, again and again.
+    """
+    gc.collect()
+    freeze = gc.get_freeze_count() == 0  # else it is the host's
+    if freeze:
+        gc.freeze()
+    if keep:
+        keep_freed_memory()
+    try:
+        yield
+    finally:
+        if freeze:
+            gc.unfreeze()
+        drop_work()
+        if keep:
+            _set_heap(1 << 20, 1 << 22)
+            _trim()
+
+
+def _libc() -> ctypes.CDLL | None:
+    """Return the C library where it may be glibc."""
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+
+
+def _trim() -> None:
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:  # musl has none
+        trim(0)
+
+
 def _set_heap(mmap_threshold: int, trim_threshold: int) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, mmap_threshold)
         mallopt(_TRIM_THRESHOLD, trim_threshold)

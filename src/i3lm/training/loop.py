@@ -1,7 +1,6 @@
 """The one training loop."""
 
 import contextlib
-import gc
 import math
 import os
 import time
@@ -20,7 +19,7 @@ from i3lm.model.network import I3Network
 from i3lm.optim import learning_rate_factor, make_optimizer
 from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.hardware import keep_freed_memory, resident_bytes, to_device
+from i3lm.training.hardware import resident_bytes, to_device, undisturbed_steps
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.planning import require_time
@@ -156,12 +155,13 @@ class Trainer:
         its last checkpoint, or could not have its memory, a row with nothing but `note` says so.
         Raises Interrupted after a first signal (see `signals`), within a microbatch.
         """
+        # The pieces of fsdp go back to the system.
+        keep = not self.config.return_memory and self.config.parallel != "fsdp"
+        with undisturbed_steps(keep):
+            yield from self._steps()
+
+    def _steps(self) -> Iterator[dict]:
         self.group.attend()
-        gc.unfreeze()  # of an earlier run in this process
-        gc.collect()
-        gc.freeze()  # what was imported need not be searched again and again
-        if not self.config.return_memory and self.config.parallel != "fsdp":  # whose pieces go back
-            keep_freed_memory()
         self.stopwatch.start(self.counters.seconds)
         evaluation = Clock(self.config.eval_every, self._default_evaluation())
         checkpoint = Clock(self.config.checkpoint_every, Every(seconds=CHECKPOINT_SECONDS))
