@@ -115,16 +115,15 @@ class Progress:
 
 
 class Scored(nn.Module):
-    """A peer with the parts of `I3Network` that scoring calls."""
+    """A peer with the part of `I3Network` that scoring calls."""
 
     def __init__(self, network: gpt.GPT | published.Published, sizes: Architecture) -> None:
         super().__init__()
         self.network, self.config = network, sizes
-        self.model = network.hidden
 
-    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Return the summed cross-entropy in nats of hidden (B, T, D) against targets (B, T)."""
-        logits = self.network.logits(hidden)
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy in nats of the last positions against targets (B, S)."""
+        logits = self.network.logits(self.network.hidden(inputs)[:, -targets.shape[1] :])
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 

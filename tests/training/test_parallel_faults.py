@@ -234,12 +234,12 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(text_file, tmp_pat
 def test_ctrl_c_saves_and_a_slow_process_is_named(text_file, tmp_path):
     """Process 1 stands still for a moment in each step; then the launch gets SIGINT."""
     run = tmp_path / "run"
-    child = begin(2, run, text_file, "--steps", 100000)
+    child = begin(2, run, text_file, "--steps", 100000, "--batch-tokens", 1024)
     slow = workers(child)[1]
-    for _ in range(40):
+    for _ in range(100):
         for number in (signal.SIGSTOP, signal.SIGCONT):
             os.kill(slow, number)
-            time.sleep(0.2 if number == signal.SIGSTOP else 0.01)
+            time.sleep(0.12 if number == signal.SIGSTOP else 0.03)
     os.kill(child.pid, signal.SIGINT)
     _, errors = child.communicate(timeout=100)
     assert child.returncode == 1, errors  # torchrun's own
