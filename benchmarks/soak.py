@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak"))
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the runs would not hear it
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     common = ["--preset", options.preset, "--batch-tokens", "256", "--threads", "1"]
