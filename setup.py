@@ -22,6 +22,7 @@ HEADERS = (
     "blake2b",
     "passes",
     "products",
+    "muon_tiles",
     "whole",
 )
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.

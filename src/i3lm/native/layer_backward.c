@@ -45,7 +45,7 @@ static void outer_products(int64_t tokens, const Outer *jobs, int count) {
                 Left left = in_tiles(job.left + j * tokens, tokens);
                 float *to = job.transposed ? c : job.to + j * job.wide + at;
                 block(left, tokens / SIDE, job.right + 2 * piece * panel, panel, 0, to, job.transposed ? SIDE : job.wide);
-                if (job.transposed) transposed_block_to_float(c, job.to + at * job.high + j, job.high);
+                if (job.transposed) transposed_block_to_float(c, SIDE, job.to + at * job.high + j, job.high);
             }
         }
         end_blocks();

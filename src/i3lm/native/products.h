@@ -235,12 +235,13 @@ AVX512 static inline void block_to_low(const float *c, const float *bias, uint16
                                                            _mm512_add_ps(_mm512_loadu_ps(c), first)));
 }
 
-AVX512 static inline void transposed_block_to_float(const float *c, float *y, int64_t stride) {
+/* y <- c^T, 32 by 32; rows of c are `from` apart. c and y may be one block. */
+AVX512 static inline void transposed_block_to_float(const float *c, int64_t from, float *y, int64_t stride) {
     for (int64_t i = 0; i < SIDE; i += LANES)
         for (int64_t j = 0; j < SIDE; j += LANES) {
             __m512i r[LANES];
 #pragma GCC unroll 16
-            for (int k = 0; k < LANES; k++) r[k] = _mm512_loadu_si512(c + (i + k) * SIDE + j);
+            for (int k = 0; k < LANES; k++) r[k] = _mm512_loadu_si512(c + (i + k) * from + j);
             transpose_words(r);
 #pragma GCC unroll 16
             for (int k = 0; k < LANES; k++) _mm512_storeu_si512(y + (j + k) * stride + i, r[k]);
