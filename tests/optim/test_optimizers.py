@@ -205,6 +205,25 @@ def test_muon_steps_by_its_rate_in_every_singular_direction():
     assert singular.max() < 1.3
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("bits", [32, 4])
+@pytest.mark.parametrize("name", ["muon", "adamw", "lion"])
+def test_a_step_takes_gradients_times_a_number(monkeypatch, name, bits, kernels):
+    if not kernels:
+        monkeypatch.setattr(muon, "tensor_library", lambda: None)
+    ends = []
+    for scale, factor in ((1.0, 0.5), (0.5, 1.0)):
+        torch.manual_seed(3)
+        parameters = {"a": torch.randn(80, 64), "b": torch.randn(64)}
+        optimizer = make_optimizer(name, parameters.items(), None, bits)
+        for _ in range(2):
+            for p in parameters.values():
+                p.grad = factor * torch.randn(p.shape)
+            optimizer.step(1.0, scale)
+        ends.append(torch.cat([p.flatten() for p in parameters.values()]))
+    assert torch.equal(*ends)
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw", "lion"])
 def test_every_parameter_is_in_one_group_and_states_round_trip(name):
     network = I3Network(TINY)

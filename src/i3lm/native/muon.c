@@ -67,8 +67,8 @@ typedef struct {
     float keep, rate;
 } Map;
 
-/* m <- m + (1 - beta) (g - m) of the rows of X^T from `first` on; x (count, padded) <- g + beta (m - g). */
-ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padded, float *restrict x) {
+/* With g = scale grad: m <- m + (1 - beta) (g - m) of the rows of X^T from `first` on; x (count, padded) <- g + beta (m - g). */
+ALWAYS void gather(Map m, float scale, float beta, int64_t first, int64_t count, int64_t padded, float *restrict x) {
     int64_t ahead = m.tall ? SPAN * m.stride : SPAN; /* lines of a column do not follow each other: they are asked for */
     for (int64_t i = 0; i < m.n; i += EDGE)
         for (int64_t k = 0; k < count; k += EDGE) {
@@ -80,7 +80,7 @@ ALWAYS void gather(Map m, float beta, int64_t first, int64_t count, int64_t padd
                 __builtin_prefetch(m.grad + at + ahead);
                 __builtin_prefetch(m.momentum + at + ahead, 1);
                 for (int64_t c = 0; c < wide; c++) {
-                    float g = m.grad[at + c], v = m.momentum[at + c];
+                    float g = scale * m.grad[at + c], v = m.momentum[at + c];
                     v += (1 - beta) * (g - v);
                     m.momentum[at + c] = v;
                     tile[r][c] = g + beta * (v - g);
@@ -149,14 +149,14 @@ static int64_t scratch_of(int64_t n, int64_t depth) {
     return n * (padded_depth(depth) + SPAN + 4 * n) + ROOM_OF_TERMS(n);
 }
 
-ALWAYS void step(const unsigned high, Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+ALWAYS void step(const unsigned high, Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
     int64_t n = padded_side(m.n, high ? EDGE : 2 * EDGE), depth = padded_depth(m.depth);
     float *x = scratch, *out = x + n * depth, *gram = out + n * SPAN, *work = gram + n * n, *room = work + 3 * n * n;
     memset(gram, 0, n * n * sizeof(float));
     for (int64_t k = 0; k < depth; k += SPAN) {
         int64_t count = m.depth - k < SPAN ? m.depth - k : SPAN;
         if (count < SPAN || m.n < n) memset(x + k * n, 0, SPAN * n * sizeof(float));
-        gather(m, beta, k, count, n, x + k * n);
+        gather(m, scale, beta, k, count, n, x + k * n);
         if (high) multiply_upper(high, n, SPAN, x + k * n, 1, n, x + k * n, gram);
         else tile_gram(n, x + k * n, gram, room);
     }
@@ -178,37 +178,37 @@ ALWAYS void step(const unsigned high, Map m, float beta, int64_t rounds, const f
 }
 
 #ifdef MUON_TILES
-AVX512 static void step_tiles(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
-    step(0, m, beta, rounds, coefficients, scratch);
+AVX512 static void step_tiles(Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    step(0, m, scale, beta, rounds, coefficients, scratch);
 }
 #endif
 
 #ifdef HAS_CLONES
 __attribute__((target("arch=x86-64-v4" WIDE_VECTORS))) static void step_wide(
-    Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
-    step(8, m, beta, rounds, coefficients, scratch);
+    Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    step(8, m, scale, beta, rounds, coefficients, scratch);
 }
 
 __attribute__((target_clones("arch=x86-64-v3", "default")))
 #endif
-static void step_narrow(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
-    step(4, m, beta, rounds, coefficients, scratch);
+static void step_narrow(Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+    step(4, m, scale, beta, rounds, coefficients, scratch);
 }
 
-static void step_here(Map m, float beta, int64_t rounds, const float *coefficients, float *scratch) {
+static void step_here(Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
 #ifdef MUON_TILES
     if (i3_tiles > 0 && m.n >= LEAST_SIDE) {
-        step_tiles(m, beta, rounds, coefficients, scratch);
+        step_tiles(m, scale, beta, rounds, coefficients, scratch);
         return;
     }
 #endif
 #ifdef HAS_CLONES
     if (__builtin_cpu_supports("x86-64-v4")) {
-        step_wide(m, beta, rounds, coefficients, scratch);
+        step_wide(m, scale, beta, rounds, coefficients, scratch);
         return;
     }
 #endif
-    step_narrow(m, beta, rounds, coefficients, scratch);
+    step_narrow(m, scale, beta, rounds, coefficients, scratch);
 }
 
 /* The map number `i` of a tensor; sizes: rows, columns, maps, joined (0: maps are blocks of rows, 1: of columns). */
@@ -221,10 +221,10 @@ static Map map_of(int64_t i, const int64_t *sizes, const float *rates, float *p,
     return m;
 }
 
-/* sizes: (tensors, 4), see map_of; rates: (tensors, 2): p <- keep p - rate direction; coefficients: (rounds, 3).
+/* sizes: (tensors, 4), see map_of; rates: (tensors, 2): p <- keep p - rate direction; `scale` multiplies the gradients; coefficients: (rounds, 3).
  * Returns 1 when scratch memory is not to be had. */
 int i3_muon(int64_t tensors, float *const *p, const float *const *grads, float *const *momenta, const int64_t *sizes,
-            const float *rates, float beta, int64_t rounds, const float *coefficients) {
+            const float *rates, float scale, float beta, int64_t rounds, const float *coefficients) {
     int64_t room = 0, units = 0;
     for (int64_t t = 0; t < tensors; t++) {
         Map m = map_of(0, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]);
@@ -248,7 +248,7 @@ int i3_muon(int64_t tensors, float *const *p, const float *const *grads, float *
             int64_t t = 0, i = unit;
             for (; i >= sizes[4 * t + 2]; t++) i -= sizes[4 * t + 2];
             if (!failed)
-                step_here(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), beta, rounds, coefficients,
+                step_here(map_of(i, sizes + 4 * t, rates + 2 * t, p[t], grads[t], momenta[t]), scale, beta, rounds, coefficients,
                           scratch);
         }
         free(scratch);

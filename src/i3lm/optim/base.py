@@ -63,18 +63,23 @@ class Optimizer:
         """Return the size of a number in the states of `parameter`."""
         return self.bits if shape_of(parameter).numel() >= SMALL else 32
 
-    def step(self, factor: float = 1.0) -> None:
-        """Update all parameters from their `.grad` with learning rates `factor * group.lr`."""
+    def step(self, factor: float = 1.0, scale: float = 1.0) -> None:
+        """Update all parameters from `scale` times their `.grad` at rates `factor * group.lr`.
+
+        The gradients may be overwritten on the way.
+        """
         self.steps += 1
         for group in self.groups:
             for part in _portions(group):
                 seeds = [seed_of(self.steps, -1 - number) for number in part.numbers]
                 with updated(part.parameters, seeds):
                     grads = [_gradient(p) for p in part.parameters]
-                    self.update(part, grads, factor * group.lr)
+                    self.update(part, grads, factor * group.lr, scale)
 
-    def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
-        """Update one group; `self.steps` counts from 1."""
+    def update(
+        self, group: ParameterGroup, grads: list[Tensor], lr: float, scale: float = 1.0
+    ) -> None:
+        """Update one group from `scale` times `grads`; `self.steps` counts from 1."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
@@ -136,6 +141,12 @@ def new_state(p: Tensor, name: str, bits: int, device: torch.device | str | None
     if bits == 32:
         return torch.zeros(shape, dtype=p.dtype, device=device)
     return BlockState.zeros(shape.numel(), bits, signed=name != "exp_avg_sq", device=device)
+
+
+def scale_gradients(grads: list[Tensor], scale: float) -> None:
+    """Multiply gradients by a number, in place."""
+    if scale != 1.0 and grads:
+        torch._foreach_mul_(grads, scale)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

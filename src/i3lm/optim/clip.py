@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from i3lm.native import tensor_call, tensor_library
+from i3lm.optim.base import scale_gradients
 
 
 @torch.no_grad()
@@ -17,9 +18,13 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> float:
     """
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = gradient_norm(grads)
-    if norm > limit:
-        torch._foreach_mul_(grads, limit / norm)
+    scale_gradients(grads, clip_factor(norm, limit))
     return norm
+
+
+def clip_factor(norm: float, limit: float) -> float:
+    """Return the factor by which gradients of this norm come to at most `limit`."""
+    return limit / norm if norm > limit else 1.0
 
 
 def gradient_norm(grads: list[Tensor]) -> float:

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from i3lm.optim.base import Optimizer, ParameterGroup
+from i3lm.optim.base import Optimizer, ParameterGroup, scale_gradients
 from i3lm.optim.blockwise import BlockState, Update, adamw_states, lion_states
 from i3lm.rounding import seed_of
 
@@ -57,8 +57,11 @@ class AdamW(Optimizer):
 
     state_names = ("exp_avg", "exp_avg_sq")
 
-    def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
-        """Update one group."""
+    def update(
+        self, group: ParameterGroup, grads: list[Tensor], lr: float, scale: float = 1.0
+    ) -> None:
+        """Update one group from `scale` times `grads`."""
+        scale_gradients(grads, scale)
         adamw_update(group, grads, lr, self.steps)
 
 
@@ -71,8 +74,11 @@ class Lion(Optimizer):
     state_names = ("exp_avg",)
 
     @torch.no_grad()
-    def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
+    def update(
+        self, group: ParameterGroup, grads: list[Tensor], lr: float, scale: float = 1.0
+    ) -> None:
         """Update one group, a parameter at a time so that temporaries stay small."""
+        scale_gradients(grads, scale)
         beta1, beta2 = group.betas
         updates: list[Update] = []
         columns = (group.parameters, grads, group.state["exp_avg"], group.numbers)

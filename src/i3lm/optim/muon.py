@@ -9,7 +9,7 @@ from torch import Tensor
 
 from i3lm.model.stored import portions
 from i3lm.native import tensor_call, tensor_library
-from i3lm.optim.base import Optimizer, ParameterGroup, State
+from i3lm.optim.base import Optimizer, ParameterGroup, State, scale_gradients
 from i3lm.optim.blockwise import BlockState
 from i3lm.optim.elementwise import adamw_update
 from i3lm.rounding import seed_of
@@ -63,21 +63,24 @@ class Muon(Optimizer):
         return ("momentum",) if group is self.matrices else ("exp_avg", "exp_avg_sq")
 
     @torch.no_grad()
-    def update(self, group: ParameterGroup, grads: list[Tensor], lr: float) -> None:
+    def update(
+        self, group: ParameterGroup, grads: list[Tensor], lr: float, scale: float = 1.0
+    ) -> None:
         """Update one group. Momenta in blocks are float32 for a few matrices at a time."""
         if "momentum" not in group.state:
+            scale_gradients(grads, scale)
             adamw_update(group, grads, lr, self.steps)
             return
         seeds = [seed_of(self.steps, number) for number in group.numbers]
         triples = zip(group.parameters, grads, group.state["momentum"], strict=True)
         matrices = [_matrix(*triple, group, lr) for triple in triples]
         if not any(isinstance(momentum, BlockState) for momentum in group.state["momentum"]):
-            _advance(matrices, group.betas[0])
+            _advance(matrices, group.betas[0], scale)
             return
         for part in portions([m.p.numel() for m in matrices]):
             whole = [_read(m.momentum) for m in matrices[part]]
             together = [m._replace(momentum=w) for m, w in zip(matrices[part], whole, strict=True)]
-            _advance(together, group.betas[0])
+            _advance(together, group.betas[0], scale)
             for matrix, state, seed in zip(matrices[part], whole, seeds[part], strict=True):
                 if isinstance(matrix.momentum, BlockState):
                     matrix.momentum.write(state.view(-1), seed)
@@ -113,11 +116,12 @@ def _read(momentum: State) -> Tensor:
     return whole
 
 
-def _advance(matrices: list[_Matrix], beta: float) -> None:
+def _advance(matrices: list[_Matrix], beta: float, scale: float) -> None:
     """Advance the momenta, which are tensors, and update the parameters."""
     if all(_compiled(m.p, m.grad, m.momentum) for m in matrices):
-        _advance_compiled(matrices, beta)
+        _advance_compiled(matrices, beta, scale)
         return
+    scale_gradients([m.grad for m in matrices], scale)
     alike: dict[tuple, list[_Matrix]] = {}  # one product serves all maps of a shape
     for m in matrices:
         alike.setdefault((m.p.shape, m.maps, m.joined, m.p.device), []).append(m)
@@ -151,7 +155,7 @@ def _compiled(*tensors: Tensor | BlockState) -> bool:
     )
 
 
-def _advance_compiled(matrices: list[_Matrix], beta: float) -> None:
+def _advance_compiled(matrices: list[_Matrix], beta: float, scale: float) -> None:
     def addresses(tensors: Iterable[State]) -> ctypes.Array:
         return (ctypes.c_void_p * len(matrices))(*(t.data_ptr() for t in tensors))  # type: ignore[union-attr]
 
@@ -162,6 +166,7 @@ def _advance_compiled(matrices: list[_Matrix], beta: float) -> None:
         *(addresses(tensors) for tensors in list(zip(*matrices, strict=True))[:3]),
         torch.tensor(sizes),
         torch.tensor([(m.keep, m.rate) for m in matrices]),
+        scale,
         beta,
         ROUNDS,
         torch.tensor(COEFFICIENTS).repeat(ROUNDS),

@@ -21,7 +21,8 @@ from torch import Tensor
 from i3lm.launch import Launch
 from i3lm.model.network import I3Network
 from i3lm.model.stored import state_of
-from i3lm.optim import Optimizer, clip_gradients
+from i3lm.optim import Optimizer
+from i3lm.optim.clip import clip_factor, gradient_norm
 from i3lm.tensorfile import Deferred
 from i3lm.training.checkpoint import Counters, load_newest, save_checkpoint
 
@@ -51,6 +52,7 @@ class Alone:
     """A single process: what `Replicas` does, with nobody to talk to."""
 
     chief = True
+    _scale = 1.0  # of the gradients in the next update
 
     def __init__(self, launch: Launch | None = None) -> None:
         self.launch = launch or Launch()
@@ -104,12 +106,14 @@ class Alone:
         """Sum gradients over all processes, in place."""
 
     def clip(self, limit: float) -> float:
-        """Scale all gradients so that their norm is at most `limit`; return the norm before."""
-        return clip_gradients(self._parameters, limit)
+        """Return the norm of all gradients, which `update` scales to at most `limit`."""
+        norm = gradient_norm([p.grad for p in self._parameters if p.grad is not None])
+        self._scale = clip_factor(norm, limit)
+        return norm
 
     def update(self, factor: float) -> None:
         """Take the optimizer's step at `factor` of its rates."""
-        self.optimizer.step(factor)
+        self.optimizer.step(factor, self._scale)
 
     def defer(self, error: Diverged) -> None:
         """Raise what went wrong in a step, or keep it until all meet and drop the step."""

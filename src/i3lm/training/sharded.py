@@ -27,7 +27,8 @@ from i3lm.errors import UserError
 from i3lm.launch import Launch
 from i3lm.model.network import I3Network
 from i3lm.optim import Optimizer
-from i3lm.optim.clip import gradient_norm
+from i3lm.optim.base import scale_gradients
+from i3lm.optim.clip import clip_factor, gradient_norm
 from i3lm.tensorfile import Deferred
 from i3lm.training.checkpoint import Counters, Found, read_newest, save_tensors
 from i3lm.training.parallel import Replicas, talking
@@ -145,15 +146,14 @@ class Sharded(Replicas):
 
     @torch.no_grad()
     def clip(self, limit: float) -> float:
-        """Scale all gradients so that their norm is at most `limit`; return the norm before."""
+        """Return the norm of all gradients, which are scaled to at most `limit`."""
         mine = [grad for name in self._shards if (grad := self._shard(name)[1]) is not None]
         mine = [grad for grad in mine if grad.numel()]
         square = torch.tensor(gradient_norm(mine), dtype=torch.float64) ** 2
         with talking():
             dist.all_reduce(square)
         norm = float(square.sqrt())
-        if norm > limit:
-            torch._foreach_mul_(mine, limit / norm)
+        scale_gradients(mine, clip_factor(norm, limit))
         return norm
 
     def update(self, factor: float) -> None:
