@@ -67,6 +67,7 @@ TARGET static void forward_row(int64_t dim, const uint16_t *x, const float *shif
 TARGET static void backward_row(int64_t dim, const uint16_t *x, const float *shift, uint16_t *y, uint16_t *dy,
                                 float *sums, const Table *phi, const Table *slope) {
     for (int64_t c = 0; c < dim; c += LANES) {
+        _mm_prefetch((const char *)(x + c + dim), _MM_HINT_T0); /* the row after this one, on another page */
         __mmask16 mask = first(dim - c), positive;
         __m512 v = _mm512_add_ps(load(x + c, mask), _mm512_maskz_loadu_ps(mask, shift + c)), t;
         __m512i segment;

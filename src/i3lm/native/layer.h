@@ -15,6 +15,7 @@ void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const L
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * dim;
         float sum = 0, square = 0;
+        ask_for(row + dim, dim * sizeof(float));
         if (add) {
             for (int64_t c = 0; c < dim; c++) y[r * dim + c] = row[c] + LOAD(add[r * dim + c]) + shift[c];
             row = y + r * dim;
@@ -56,6 +57,8 @@ void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * dim, mean = stats[2 * r], inverse = stats[2 * r + 1];
         float *to = dx + r * dim, sum = 0, dot = 0;
+        ask_for(row + dim, dim * sizeof(float));
+        ask_for(dy + (r + 1) * dim, dim * sizeof(float));
         if (more)
             for (int64_t c = 0; c < dim; c++) to[c] = LOAD(dn[r * dim + c]) + LOAD(more[r * dim + c]);
         else
