@@ -129,12 +129,11 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     low, layers = choice.low_bytes, sizes.num_hidden_layers
     layer = (sizes.matrix_parameters - r * d) // layers
     lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
-    wide = low * (4 * d + f)
     if low == 2:  # `model.whole_layer`: gradients of the stream; factors, packed; matrices, packed
-        back = 18 * d + max(8 * r + 4 * f, 18 * d + 12 * r)
-        narrow = low * layer
+        wide, back = 0, 18 * d + max(8 * r + 4 * f, 26 * d + 12 * r)
+        narrow = low * (layer + r * (3 * d + f))
     else:  # `model.fused`
-        back, narrow = 8 * d + low * (4 * d + 2 * f), 0
+        wide, back, narrow = low * (4 * d + f), 8 * d + low * (4 * d + 2 * f), 0
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
     once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
     ends = 16 * d  # embedded tokens, the last norm, their gradients

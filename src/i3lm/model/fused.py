@@ -92,9 +92,6 @@ class Kept(NamedTuple):
     down_middle: Tensor  # (M, R) low
 
 
-WIDE = ("n1", "q", "k", "v", "inner")  # what selective checkpointing leaves out
-
-
 class _FusedLayer(torch.autograd.Function):
     """x (B, T, D) and the layer's `Parts` to the layer's output."""
 
@@ -111,7 +108,7 @@ class _FusedLayer(torch.autograd.Function):
             kernels.add(kept.x3, written, out)
         if again != "none":
             empty = x_BTD.new_empty(0)
-            left_out = Kept._fields[1:] if again == "full" else WIDE
+            left_out = Kept._fields[1:] if again == "full" else whole_layer.WIDE
             kept = kept._replace(**dict.fromkeys(left_out, empty))
         ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
@@ -130,12 +127,9 @@ class _FusedLayer(torch.autograd.Function):
 
 def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
     grads = whole_layer.gradients(p)  # which stay, so they come before what is freed again
-    if ctx.again != "none":
-        room = whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads)
-        if ctx.again == "selective":
-            room = {name: room[name] for name in WIDE}
-        kept = kept._replace(**room)
-        whole_layer.forward(p, kept, ctx.eps, None, widen=ctx.again == "selective")
+    if ctx.again == "full":
+        kept = kept._replace(**whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads))
+        whole_layer.forward(p, kept, ctx.eps, None)
     grad = grad_BTD.contiguous().flatten(0, 1)
     grad = whole_layer.backward(p, kept, ctx.eps, grad, grads)
     gradients = (_gradient(*pair) for pair in zip(p, grads, strict=True))

@@ -19,6 +19,7 @@ from i3lm.native import tensor_call, tensor_library
 if TYPE_CHECKING:
     from i3lm.model.fused import Kept, Parts
 
+WIDE = ("n1", "q", "k", "v", "inner")  # of `Kept`: what selective checkpointing leaves out
 SIDE = 32  # tokens and all sizes come in multiples of it
 
 
@@ -38,20 +39,24 @@ def fits(p: "Parts", x_BTD: Tensor, heads: int, low: torch.dtype) -> bool:
 
 
 def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
-    """Return tensors for what the way forward keeps, by the names of `Kept`."""
+    """Return tensors for what the way forward keeps, by the names of `Kept`.
+
+    What is wide is empty: the way back computes it from the middles once more, a block of tokens at
+    a time, which is faster than to write it to memory and to read it.
+    """
     batch, steps, width = x_BTD.shape
-    tokens, rank, inner = batch * steps, p.q_up.shape[1], p.up_A.shape[0]
+    tokens, rank = batch * steps, p.q_up.shape[1]
     exact = {
         "stats1": (tokens, 2), "states": (batch, steps, p.A.shape[0]), "x2": (tokens, width),
         "stats2": (tokens, 2), "attention": (batch, heads, steps), "x3": (tokens, width),
         "stats3": (tokens, 2),
     }  # fmt: skip
     low = {
-        "n1": (tokens, width), "middle": (tokens, 3 * rank), "q": (tokens, width),
-        "k": (tokens, width), "v": (tokens, width), "attended": (tokens, width),
-        "up_middle": (tokens, rank), "inner": (tokens, inner), "down_middle": (tokens, rank),
+        "middle": (tokens, 3 * rank), "attended": (tokens, width),
+        "up_middle": (tokens, rank), "down_middle": (tokens, rank),
     }  # fmt: skip
     return {
+        **{name: torch.empty(0, device="cpu") for name in WIDE},
         **{
             name: torch.empty(shape, dtype=torch.float32, device="cpu")
             for name, shape in exact.items()
@@ -63,8 +68,10 @@ def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
     }
 
 
-def _addresses(tensors: tuple[Tensor, ...]) -> Any:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def _addresses(tensors: "Parts | Kept") -> Any:
+    """Return where tensors are, but for wide ones, in their order."""
+    found = [t.data_ptr() for n, t in zip(tensors._fields, tensors, strict=True) if n not in WIDE]
+    return (ctypes.c_void_p * len(found))(*found)
 
 
 def _sizes(p: "Parts", kept: "Kept") -> Any:
@@ -100,11 +107,11 @@ def drop_work() -> None:
     _WORK.clear()
 
 
-def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None, widen: bool = False) -> None:
-    """Fill `kept` but for x1, and `out` (M, D) if it is given; `widen`: only n1, q, k, v, inner."""
+def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None) -> None:
+    """Fill `kept` but for x1, and `out` (M, D) if it is given."""
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
     with _work("forward", arguments[0]) as work:
-        tensor_call("i3_layer_forward", *arguments, int(widen), out, work)
+        tensor_call("i3_layer_forward", *arguments, out, work)
 
 
 def gradients(p: "Parts") -> list[Tensor]:
@@ -121,5 +128,7 @@ def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Ten
     grad_x = torch.empty_like(grad)
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
     with _work("backward", arguments[0]) as work:
-        tensor_call("i3_layer_backward", *arguments, _addresses(tuple(grads)), grad, grad_x, work)
+        tensor_call(
+            "i3_layer_backward", *arguments, _addresses(type(p)(*grads)), grad, grad_x, work
+        )
     return grad_x

@@ -72,6 +72,7 @@ typedef struct {
     const float *grad;
     float *grad_x, *grad_3;
     uint16_t *low;                     /* (M, D): the residual gradient of the branch that is next */
+    uint16_t *n1, *q, *k, *v;          /* (M, D): once more */
     uint16_t *d_out, *d_q, *d_k, *d_v; /* (M, D) */
     uint16_t *left_down_middle, *left_d_down_middle, *left_up_middle, *left_d_up_middle;
     uint32_t *right_low, *right_active, *right_d_inner, *right_n;
@@ -97,7 +98,8 @@ static void ffn_rows_back(void *pass, int64_t row, Room own) {
     times(low, d, d, r, l->m.down_A, NULL, middle, r);
     pack_left_block(l, row, r, middle, r, b->left_d_down_middle);
     times(middle, r, r, wide, l->m.down_B, NULL, d_inner, wide);
-    gelu_rows_backward(SIDE, wide, l->k.inner + row * wide, l->p.up_bias, active, d_inner, sums + d, l->tables);
+    times(l->k.up_middle + row * r, r, r, wide, l->m.up_again, NULL, active, wide);
+    gelu_rows_backward(SIDE, wide, active, l->p.up_bias, active, d_inner, sums + d, l->tables);
     pack_right_block(l, row, wide, active, wide, b->right_active);
     pack_right_block(l, row, wide, d_inner, wide, b->right_d_inner);
     pack_left_block(l, row, r, l->k.up_middle + row * r, r, b->left_up_middle);
@@ -112,10 +114,14 @@ static void ffn_rows_back(void *pass, int64_t row, Room own) {
 static void out_rows_back(void *pass, int64_t row, Room own) {
     Backward *b = pass;
     Layer *l = &b->layer;
-    int64_t d = l->s.width, at = row * d;
+    int64_t d = l->s.width, r = l->s.rank, at = row * d;
+    const uint16_t *middle = l->k.middle + row * 3 * r;
+    times(middle, 3 * r, r, d, l->m.q_again, NULL, b->q + at, d);
+    times(middle + r, 3 * r, r, d, l->m.k_again, NULL, b->k + at, d);
+    times(middle + 2 * r, 3 * r, r, d, l->m.v_again, NULL, b->v + at, d);
     pack_left_block(l, row, d, b->low + at, d, b->left_low);
     pack_right_block(l, row, d, l->k.attended + at, d, b->right_attended);
-    pack_left_block(l, row, 3 * l->s.rank, l->k.middle + row * 3 * l->s.rank, 3 * l->s.rank, b->left_middle);
+    pack_left_block(l, row, 3 * r, middle, 3 * r, b->left_middle);
     times(b->low + at, d, d, d, l->m.out, NULL, b->d_out + at, d);
     sum_rows_bf16(SIDE, d, b->d_out + at, b->sums + row / SIDE * sums_width(l->s) + 10 * d + l->s.inner);
 }
@@ -144,6 +150,8 @@ static void attention_rows_back(void *pass, int64_t row, Room own) {
     times_float(b->low + at, d, n, l->m.C, b->d_states + row * n);
     narrow(SIDE * n, l->k.states + row * n, states);
     pack_left_block(l, row, n, states, n, b->left_states);
+    norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, b->n1 + at,
+                   l->k.stats1 + 2 * row);
 }
 
 static void recurrence_rows_back(void *pass, int64_t row, Room own) {
@@ -153,7 +161,7 @@ static void recurrence_rows_back(void *pass, int64_t row, Room own) {
     uint16_t *more = take(&own, SIDE * d * 2), *low = take(&own, SIDE * d * 2), *d_u = take(&own, SIDE * n * 2);
     narrow(SIDE * n, b->adjoint + row * n, d_u);
     pack_left_block(l, row, n, d_u, n, b->left_d_u);
-    pack_right_block(l, row, d, l->k.n1 + at, d, b->right_n1);
+    pack_right_block(l, row, d, b->n1 + at, d, b->right_n1);
     times(d_u, n, n, d, l->m.B, NULL, more, d);
     norm_rows_backward_bf16(SIDE, d, l->k.x1 + at, l->k.stats1 + 2 * row, l->p.gain1, l->p.shift1, b->d_q + at, more,
                             b->grad_3 + at, b->grad_x + at, low, NULL,
@@ -177,9 +185,9 @@ CLONES static void transition_gradient(Sizes s, const float *adjoint, const floa
 
 static void room_backward(Backward *b, Room *room, uint32_t **words) {
     Sizes s = b->layer.s;
-    int64_t m = b->layer.tokens, sizes[MATRICES][2], wide = 2 * m * s.width, middle = 2 * m * s.rank, n = 4 * m * s.states;
-    const float *from[MATRICES];
-    *words = take(room, 4 * matrix_sizes(s, &b->layer.p, sizes, from));
+    int64_t m = b->layer.tokens, wide = 2 * m * s.width, middle = 2 * m * s.rank, n = 4 * m * s.states;
+    Matrix matrices[BACKWARD];
+    *words = take(room, 4 * matrices_of(s, &b->layer.p, BACKWARD, matrices));
     b->grad_3 = take(room, 2 * wide);
     b->low = take(room, wide);
     b->right_low = take(room, wide);
@@ -193,6 +201,10 @@ static void room_backward(Backward *b, Room *room, uint32_t **words) {
     b->right_d_inner = take(room, 2 * m * s.inner);
     int64_t end = room->taken;
     room->taken = branch;
+    b->n1 = take(room, wide);
+    b->q = take(room, wide);
+    b->k = take(room, wide);
+    b->v = take(room, wide);
     b->d_out = take(room, wide);
     b->d_q = take(room, wide);
     b->d_k = take(room, wide);
@@ -243,7 +255,7 @@ static int attention_back(Backward *b) {
         {b->left_middle + 2 * third, b->right_d_v, r, d, b->g.v_up, 1},
     };
     if (for_blocks(b, l->tokens, 64, out_rows_back) ||
-        i3_attention_backward_bf16(l->s.batch, l->s.steps, l->s.heads, d / l->s.heads, l->k.q, l->k.k, l->k.v,
+        i3_attention_backward_bf16(l->s.batch, l->s.steps, l->s.heads, d / l->s.heads, b->q, b->k, b->v,
                                    l->p.q_bias, b->d_out, l->k.log_sums, b->d_q, b->d_k, b->d_v) ||
         for_blocks(b, l->tokens, backward_bytes(l->s), attention_rows_back))
         return 1;
@@ -263,7 +275,7 @@ static int recurrence_back(Backward *b) {
     memset(b->d_w, 0, 4 * s.batch * d);
     memset(b->d_D, 0, 4 * s.batch * d);
     if (i3_state_scan(s.batch, s.steps, n, l->p.A, b->d_states, b->zeros + 2 * s.batch * d, b->adjoint, 1) ||
-        i3_ema_backward_bf16(s.batch, s.steps, d, b->grad_3, l->k.n1, l->p.w, l->p.D, b->zeros,
+        i3_ema_backward_bf16(s.batch, s.steps, d, b->grad_3, b->n1, l->p.w, l->p.D, b->zeros,
                              b->zeros + s.batch * d, b->d_q, b->d_w, b->d_D) ||
         for_blocks(b, l->tokens, backward_bytes(s), recurrence_rows_back))
         return 1;
@@ -314,7 +326,7 @@ int64_t i3_layer_backward_room(const int64_t *sizes) {
 }
 
 /* grads: addresses as in Parts, to be filled; that of k_bias is zero and left to the caller. grad, grad_x: (M, D).
- * kept must be whole. work: see above. Returns 1 when there is no memory. */
+ * work: see above. Returns 1 when there is no memory. */
 int i3_layer_backward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
                       float *const *grads, const float *grad, float *grad_x, char *work) {
     Backward b = {.layer = layer_of(sizes, parts, kept, eps, tables), .grad = grad, .grad_x = grad_x};
@@ -323,7 +335,7 @@ int i3_layer_backward(const int64_t *sizes, float *const *parts, void *const *ke
     uint32_t *words;
     room_backward(&b, &room, &words);
 #pragma omp parallel
-    pack_all(b.layer.s, &b.layer.p, 0, words, &b.layer.m);
+    pack_all(b.layer.s, &b.layer.p, BACKWARD, words, &b.layer.m);
     int failed = ffn_back(&b) || attention_back(&b) || recurrence_back(&b);
     if (!failed) vectors_back(&b);
     return failed;

@@ -28,22 +28,23 @@ typedef struct {
 } Parts;
 
 typedef struct {
-    float *x1, *stats1;
-    uint16_t *n1;
-    float *states, *x2, *stats2;
-    uint16_t *middle, *q, *k, *v;
+    float *x1, *stats1, *states, *x2, *stats2;
+    uint16_t *middle;
     float *log_sums;
     uint16_t *attended;
     float *x3, *stats3;
-    uint16_t *up_middle, *inner, *down_middle;
+    uint16_t *up_middle, *down_middle;
 } Kept;
 
-/* The matrices, packed as right factors: transposed on the way forward, as they are on the way back. */
+/* The matrices, packed as right factors: transposed on the way forward, as they are on the way back. What is wide comes
+ * from the middles once more on the way back, which is faster than to write it to memory and read it: four are there
+ * in both ways. */
 typedef struct {
     uint32_t *B, *C, *down, *q_up, *k_up, *v_up, *out, *up_A, *up_B, *down_A, *down_B;
+    uint32_t *q_again, *k_again, *v_again, *up_again;
 } Packed;
 
-enum { MATRICES = 11 };
+enum { FORWARD = 11, BACKWARD = 15 };
 
 /* ---- memory ----------------------------------------------------------------------------------------------------- */
 
@@ -59,40 +60,51 @@ static void *take(Room *room, int64_t bytes) {
     return found;
 }
 
-static int64_t matrix_sizes(Sizes s, const Parts *p, int64_t (*sizes)[2], const float **from) {
+typedef struct {
+    const float *from;
+    int64_t rows, columns;
+    int transposed;
+} Matrix;
+
+static int64_t panels_of(Matrix m) { return (m.transposed ? m.rows : m.columns) / LANES; }
+
+/* Fills in the first `count` of Packed, in its order; returns the words that they take. */
+static int64_t matrices_of(Sizes s, const Parts *p, int count, Matrix *matrices) {
     int64_t d = s.width, n = s.states, r = s.rank, f = s.inner, words = 0;
-    const int64_t known[MATRICES][2] = {{n, d}, {d, n}, {3 * r, d}, {d, r}, {d, r}, {d, r},
-                                        {d, d}, {f, r}, {r, d},     {d, r}, {r, f}};
-    const float *matrices[MATRICES] = {p->B,   p->C,    p->down, p->q_up,   p->k_up,  p->v_up,
-                                       p->out, p->up_A, p->up_B, p->down_A, p->down_B};
-    for (int i = 0; i < MATRICES; i++) {
-        sizes[i][0] = known[i][0], sizes[i][1] = known[i][1], from[i] = matrices[i];
-        words += known[i][0] * known[i][1] / 2;
+    const Matrix known[BACKWARD] = {
+        {p->B, n, d},    {p->C, d, n},    {p->down, 3 * r, d}, {p->q_up, d, r},    {p->k_up, d, r},
+        {p->v_up, d, r}, {p->out, d, d},  {p->up_A, f, r},     {p->up_B, r, d},    {p->down_A, d, r},
+        {p->down_B, r, f}, {p->q_up, d, r}, {p->k_up, d, r},   {p->v_up, d, r},    {p->up_A, f, r},
+    };
+    for (int i = 0; i < count; i++) {
+        matrices[i] = known[i];
+        matrices[i].transposed = count == FORWARD || i >= FORWARD;
+        words += known[i].rows * known[i].columns / 2;
     }
     return words;
 }
 
-/* Packs all matrices; called by all threads. */
-static void pack_all(Sizes s, const Parts *p, int transposed, uint32_t *room, Packed *packed) {
-    int64_t sizes[MATRICES][2], panels = 0, at = 0;
-    const float *from[MATRICES];
-    matrix_sizes(s, p, sizes, from);
-    for (int i = 0; i < MATRICES; i++) panels += sizes[i][!transposed] / LANES;
+/* Packs the first `count` of Packed; called by all threads. */
+static void pack_all(Sizes s, const Parts *p, int count, uint32_t *room, Packed *packed) {
+    Matrix matrices[BACKWARD];
+    int64_t panels = 0, at = 0;
+    matrices_of(s, p, count, matrices);
+    for (int i = 0; i < count; i++) panels += panels_of(matrices[i]);
 #pragma omp for schedule(static)
     for (int64_t unit = 0; unit < panels; unit++) {
         int64_t i = 0, panel = unit;
         uint32_t *to = room;
-        for (; panel >= sizes[i][!transposed] / LANES; i++) {
-            panel -= sizes[i][!transposed] / LANES;
-            to += sizes[i][0] * sizes[i][1] / 2;
+        for (; panel >= panels_of(matrices[i]); i++) {
+            panel -= panels_of(matrices[i]);
+            to += matrices[i].rows * matrices[i].columns / 2;
         }
-        int64_t depth = sizes[i][transposed], columns = sizes[i][1];
-        to += panel * depth * LANES / 2;
-        if (transposed) pack_rows(depth, from[i] + panel * LANES * columns, to);
-        else pack_columns(depth, from[i] + panel * LANES, columns, to);
+        Matrix m = matrices[i];
+        to += panel * m.rows * m.columns / 2 / panels_of(m);
+        if (m.transposed) pack_rows(m.columns, m.from + panel * LANES * m.columns, to);
+        else pack_columns(m.rows, m.from + panel * LANES, m.columns, to);
     }
     uint32_t **names = (uint32_t **)packed;
-    for (int i = 0; i < MATRICES; at += sizes[i][0] * sizes[i][1] / 2, i++) names[i] = room + at;
+    for (int i = 0; i < count; at += matrices[i].rows * matrices[i].columns / 2, i++) names[i] = room + at;
 }
 
 /* ---- products --------------------------------------------------------------------------------------------------- */
