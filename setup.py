@@ -23,13 +23,14 @@ HEADERS = (
     "passes",
     "products",
     "muon_tiles",
+    "blocks",
     "whole",
 )
 # Compiled for OpenMP, not linked to a runtime: native/__init__.py brings torch's own.
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 TENSOR = (
-    *("tensor", "layer_forward", "layer_backward", "attention", "gelu"),
+    *("tensor", "layer_forward", "layer_backward", "head", "attention", "gelu"),
     *("muon", "optim", "states", "stored", "decode"),
 )
 

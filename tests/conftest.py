@@ -1,5 +1,6 @@
 """What the whole suite starts from."""
 
+import ctypes
 import signal
 
 import pytest
@@ -10,6 +11,22 @@ for _name, _action in (("SIGHUP", signal.SIG_DFL), ("SIGINT", signal.default_int
     _number = getattr(signal, _name, None)
     if _number is not None and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _action)
+
+
+@pytest.fixture(params=["tiles", "vectors"])
+def instructions(request, monkeypatch):
+    """Each way in which the processor can multiply bfloat16: AMX tiles, or vectors."""
+    from i3lm.native import tensor_library
+
+    if tensor_library() is None:
+        pytest.skip("no compiled kernels here")
+    tensor_library().i3_attention_supported()  # looks for tiles
+    tiles = ctypes.c_int.in_dll(tensor_library(), "i3_tiles")
+    if request.param == "vectors":
+        monkeypatch.setattr(tiles, "value", 0)
+    elif not tiles.value:
+        pytest.skip("no AMX tiles on this processor")
+    return request.param
 
 
 @pytest.fixture(scope="session")

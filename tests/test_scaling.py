@@ -41,6 +41,7 @@ def test_flops_are_those_that_torch_counts(monkeypatch):
     for hook in ("recurrence_forward_kernel", "recurrence_backward_kernel", "cross_entropy_kernel"):
         monkeypatch.setattr(ops_i3, hook, None)
     monkeypatch.setattr(ops_i3, "fused_layer", None)
+    monkeypatch.setattr(ops_i3, "head_kernel", None)
     monkeypatch.setattr(ops_i3, "recurrence", lambda x, u, w, A, D, h, s: (x * D, u, h, s))
     sizes = Architecture(300, 64, 2, 2, 256, 64, rank=16, state_size=1)
     ids = torch.zeros(2, 64, dtype=torch.int64)

@@ -16,6 +16,7 @@ from i3lm.units import format_bytes
 # Code and caches of the matrix products, which torch loads at the first ones: measured.
 PRODUCTS_BYTES = 44_000_000
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
+HEAD_LOGITS = 1 << 22  # as `whole_head.LOGITS`
 MUON_NUMBERS = 1 << 20  # of momenta in blocks that are float32 at once: `stored.UPDATED`
 STORED_SCALE_BYTES = 2 / 32  # of a number in stored weights
 ROUNDING_BYTES = 24  # of room for a number of a matrix that is rounded to the nearest
@@ -126,20 +127,24 @@ def _weights(sizes: Architecture, choice: Choice) -> int:
 def _activations(sizes: Architecture, choice: Choice) -> int:
     """What a microbatch keeps of each layer, what a layer's way back needs, and the head."""
     d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
+    v = sizes.vocab_size
     low, layers = choice.low_bytes, sizes.num_hidden_layers
     layer = (sizes.matrix_parameters - r * d) // layers
     lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
-    if low == 2:  # `model.whole_layer`: gradients of the stream; factors, packed; matrices, packed
-        wide, back = 0, 18 * d + max(8 * r + 4 * f, 26 * d + 12 * r)
-        narrow = low * (layer + r * (3 * d + f))
-    else:  # `model.fused`
-        wide, back, narrow = low * (4 * d + f), 8 * d + low * (4 * d + 2 * f), 0
+    if low == 2:  # `model.whole_layer` and `model.whole_head`, which share their room
+        wide, back = 0, 8 * d
+        room = choice.tokens * (10 * d + max(8 * r + 4 * f, 26 * d + 12 * r))
+        room += low * (layer + r * (3 * d + f))
+        rows = min(choice.tokens, HEAD_LOGITS // v)
+        room = max(room, rows * (low * (v + d + 2 * r) + v // 8) + 4 * r * (d + v))
+    else:  # `model.fused` and `ops_i3.head_loss`
+        wide, back = low * (4 * d + f), 8 * d + low * (4 * d + 2 * f)
+        room = min(choice.tokens, HEAD_ROWS) * v * low
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
     once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
     ends = 16 * d  # embedded tokens, the last norm, their gradients
-    head = min(choice.tokens, HEAD_ROWS) * sizes.vocab_size * low + 12 * r * sizes.vocab_size
     per_token = layers * kept + once + back + ends
-    return choice.tokens * per_token + narrow + layer * (4 + low) + head
+    return choice.tokens * per_token + room + layer * (4 + low) + 12 * r * v
 
 
 def _optimizer_room(sizes: Architecture, choice: Choice) -> int:

@@ -30,7 +30,7 @@ HOOKS = ("recurrence_forward_kernel", "recurrence_backward_kernel", "cross_entro
 
 @pytest.fixture
 def torch_forms(monkeypatch):
-    for hook in (*HOOKS, "fused_layer"):
+    for hook in (*HOOKS, "head_kernel", "fused_layer"):
         monkeypatch.setattr(ops_i3, hook, None)
     monkeypatch.setattr(ops_i3, "chunks_on_cpu", True)
 

@@ -1,14 +1,12 @@
 """A layer in one call, against float64 and against the passes between torch's products."""
 
 import copy
-import ctypes
 
 import pytest
 import torch
 
 from i3lm.model import COMPILED, kernels, whole_layer
 from i3lm.model.network import I3Network
-from i3lm.native import tensor_library
 from i3lm.presets import Architecture
 
 pytestmark = pytest.mark.skipif(
@@ -21,18 +19,6 @@ SIZES = {  # width, heads, rank, states, feed-forward; batch, steps
     "long ones": ((64, 1, 32, 32, 96), (1, 288)),
     "high rank": ((128, 2, 96, 32, 256), (3, 64)),
 }
-
-
-@pytest.fixture(params=["tiles", "vectors"])
-def instructions(request):
-    """Each way to multiply that the processor has."""
-    tiles = ctypes.c_int.in_dll(tensor_library(), "i3_tiles")
-    had = tiles.value
-    if request.param == "tiles" and not had:
-        pytest.skip("no AMX tiles on this processor")
-    tiles.value = int(request.param == "tiles")
-    yield request.param
-    tiles.value = had
 
 
 def layer_of(sizes):

@@ -1,6 +1,5 @@
 """Each optimizer against a slow, obvious version of its rule."""
 
-import ctypes
 import math
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import torch
 
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
-from i3lm.native import tensor_library
 from i3lm.optim import (
     AdamW,
     Lion,
@@ -121,20 +119,6 @@ def test_muon_gives_each_stacked_map_its_own_update():
     apart.step()
     together.step()
     assert torch.allclose(stacked, torch.cat(parts), atol=1e-6)
-
-
-@pytest.fixture(params=["tiles", "vectors"])
-def instructions(request, monkeypatch):
-    """Each way in which the processor can multiply for Muon."""
-    if tensor_library() is None:
-        pytest.skip("no compiled kernels here")
-    tensor_library().i3_attention_supported()  # looks for tiles
-    tiles = ctypes.c_int.in_dll(tensor_library(), "i3_tiles")
-    if request.param == "vectors":
-        monkeypatch.setattr(tiles, "value", 0)
-    elif not tiles.value:
-        pytest.skip("no AMX tiles on this processor")
-    return request.param
 
 
 @pytest.mark.parametrize(

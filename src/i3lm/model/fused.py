@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from i3lm.model import kernels, layers_i3, ops_i3, whole_layer
+from i3lm.model import kernels, layers_i3, ops_i3, whole_head, whole_layer
 from i3lm.model.fused_attention import attend, attend_backward
 from i3lm.model.stored import held, stored_in
 from i3lm.native import tensor_library
@@ -355,6 +355,7 @@ def install() -> bool:
     ops_i3.recurrence_forward_kernel = kernels.recurrence_forward
     ops_i3.recurrence_backward_kernel = kernels.recurrence_backward
     ops_i3.cross_entropy_kernel = kernels.cross_entropy
+    ops_i3.head_kernel = whole_head.head_loss
     ops_i3.transition_scale_kernel = kernels.transition_scale
     ops_i3.fused_layer = fused_layer
     return True

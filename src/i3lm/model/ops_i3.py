@@ -19,6 +19,8 @@ from torch import Tensor
 recurrence_forward_kernel: Callable | None = None
 recurrence_backward_kernel: Callable | None = None
 cross_entropy_kernel: Callable | None = None  # as `_cross_entropy`
+# (hidden, A, B, bias, targets, backward) -> (loss, gradients), or None where it does not fit.
+head_kernel: Callable | None = None
 transition_scale_kernel: Callable | None = None  # as `_transition_scale`
 # Tokens of a chunk of the two scans, which run in chunks where products are nearly free: on a CPU
 # only for tests.
@@ -384,12 +386,17 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, A, B, bias, targets, block):  # type: ignore[no-untyped-def]
         needs = any(ctx.needs_input_grad)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
         device = hidden.device.type
         low = torch.get_autocast_dtype(device) if _is_autocast(device) else A.dtype
-        A_low, B_low = A.to(low), B.to(low)
         fits = _fits_cpu(A, bias) and low in (torch.float32, torch.bfloat16)
+        if head_kernel is not None and fits and low == torch.bfloat16:
+            found = head_kernel(hidden, A, B, bias, targets, needs)
+            if found is not None:
+                ctx.save_for_backward(*found[1] or ())
+                return found[0]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grads = [torch.zeros_like(t) for t in (hidden, A, B, bias)] if needs else None
+        A_low, B_low = A.to(low), B.to(low)
         cross_entropy: Any = cross_entropy_kernel if fits else None
         for begin in range(0, hidden.shape[0], block):
             rows = slice(begin, begin + block)

@@ -85,11 +85,11 @@ _WORK: list[Tensor] = []  # that no call uses now: new memory each time would le
 
 
 @contextlib.contextmanager
-def _work(way: str, sizes: Any) -> Iterator[Tensor]:
-    """Give what a call needs beside its tensors, on a border of 64 bytes."""
+def working_room(name: str, sizes: Any) -> Iterator[Tensor]:
+    """Give what a call needs beside its tensors, on a border of 64 bytes; `name` says how much."""
     library = tensor_library()
     assert library is not None
-    needed = getattr(library, f"i3_layer_{way}_room")
+    needed = getattr(library, name)
     needed.restype = ctypes.c_int64
     size = needed(sizes)
     try:
@@ -110,7 +110,7 @@ def drop_work() -> None:
 def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None) -> None:
     """Fill `kept` but for x1, and `out` (M, D) if it is given."""
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
-    with _work("forward", arguments[0]) as work:
+    with working_room("i3_layer_forward_room", arguments[0]) as work:
         tensor_call("i3_layer_forward", *arguments, out, work)
 
 
@@ -127,7 +127,7 @@ def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Ten
     """Fill `grads`; return the gradient of x (M, D) from that of the output (M, D)."""
     grad_x = torch.empty_like(grad)
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
-    with _work("backward", arguments[0]) as work:
+    with working_room("i3_layer_backward_room", arguments[0]) as work:
         tensor_call(
             "i3_layer_backward", *arguments, _addresses(type(p)(*grads)), grad, grad_x, work
         )

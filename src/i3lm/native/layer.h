@@ -324,7 +324,7 @@ int NAME(i3_ema_backward)(int64_t batch, int64_t steps, int64_t channels, const 
 /* Adds up the losses (nats) of rows of logits + bias; with `bias_grad`, replaces the logits by their gradient and
  * adds its column sums there. work: `classes` floats. */
 CLONES
-static double NAME(loss_rows)(int64_t rows, int64_t classes, LOW *restrict logits, const float *restrict bias,
+double NAME(loss_rows)(int64_t rows, int64_t classes, LOW *restrict logits, const float *restrict bias,
                               const int64_t *restrict targets, float *restrict bias_grad, float *restrict work) {
     double total = 0;
     for (int64_t r = 0; r < rows; r++) {

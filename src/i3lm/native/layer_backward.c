@@ -4,65 +4,6 @@
 
 #ifdef WHOLE_LAYER
 
-/* A factor of a product over all tokens, packed block by block while the block is in the cache. */
-static void pack_right_block(Layer *l, int64_t row, int64_t columns, const uint16_t *x, int64_t stride, uint32_t *to) {
-    to += row * LANES / 2;
-    for (int64_t c = 0; c < columns; c += LANES, to += l->tokens * LANES / 2) {
-        const char *next = (const char *)(to + l->tokens * LANES / 2);
-        for (int i = 0; i < LANES; i++) __builtin_prefetch(next + 64 * i, 1);
-        pack_low(SIDE, x + c, stride, to);
-    }
-}
-
-static void pack_left_block(Layer *l, int64_t row, int64_t columns, const uint16_t *x, int64_t stride, uint16_t *to) {
-    for (int64_t c = 0; c < columns; c += LANES)
-        pack_left(SIDE, x + c, stride, to + (c / LANES * l->tokens + row) * LANES);
-}
-
-/* The gradient of a matrix: left^T x right over all tokens, (high, wide), or its transpose. */
-typedef struct {
-    const uint16_t *left;
-    const uint32_t *right;
-    int64_t high, wide;
-    float *to;
-    int transposed;
-} Outer;
-
-static void outer_products(int64_t tokens, const Outer *jobs, int count) {
-    int64_t pieces = 0;
-    for (int i = 0; i < count; i++) pieces += jobs[i].wide / SIDE;
-#pragma omp parallel
-    {
-        begin_blocks();
-#pragma omp for schedule(dynamic)
-        for (int64_t unit = 0; unit < pieces; unit++) {
-            int64_t i = 0, piece = unit;
-            for (; piece >= jobs[i].wide / SIDE; i++) piece -= jobs[i].wide / SIDE;
-            Outer job = jobs[i];
-            float c[SIDE * SIDE] __attribute__((aligned(64)));
-            int64_t at = piece * SIDE, panel = LANES * tokens / 2;
-            for (int64_t j = 0; j < job.high; j += SIDE) {
-                Left left = in_tiles(job.left + j * tokens, tokens);
-                float *to = job.transposed ? c : job.to + j * job.wide + at;
-                block(left, tokens / SIDE, job.right + 2 * piece * panel, panel, 0, to, job.transposed ? SIDE : job.wide);
-                if (job.transposed) transposed_block_to_float(c, SIDE, job.to + at * job.high + j, job.high);
-            }
-        }
-        end_blocks();
-    }
-}
-
-/* to (count) = the sum of `chunks` rows of partial, `stride` apart. */
-CLONES static void reduce(int64_t chunks, int64_t stride, const float *partial, int64_t count, float *to) {
-    for (int64_t c = 0; c < count; c += BLOCK) {
-        float sums[BLOCK] = {0};
-        int64_t width = count - c < BLOCK ? count - c : BLOCK;
-        for (int64_t k = 0; k < chunks; k++)
-            for (int64_t i = 0; i < width; i++) sums[i] += partial[k * stride + c + i];
-        for (int64_t i = 0; i < width; i++) to[c + i] = sums[i];
-    }
-}
-
 /* ---- the way back ----------------------------------------------------------------------------------------------- */
 
 /* Names with `left_` and `right_` are packed factors of `outer_products`. */
@@ -93,22 +34,22 @@ static void ffn_rows_back(void *pass, int64_t row, Room own) {
     uint16_t *d_inner = take(&own, SIDE * wide * 2), *active = take(&own, SIDE * wide * 2);
     narrow(SIDE * d, b->grad + at, low);
     sum_rows_bf16(SIDE, d, low, sums);
-    pack_right_block(l, row, d, low, d, b->right_low);
-    pack_left_block(l, row, r, l->k.down_middle + row * r, r, b->left_down_middle);
+    pack_right_block(l->tokens, row, d, low, d, b->right_low);
+    pack_left_block(l->tokens, row, r, l->k.down_middle + row * r, r, b->left_down_middle);
     times(low, d, d, r, l->m.down_A, NULL, middle, r);
-    pack_left_block(l, row, r, middle, r, b->left_d_down_middle);
+    pack_left_block(l->tokens, row, r, middle, r, b->left_d_down_middle);
     times(middle, r, r, wide, l->m.down_B, NULL, d_inner, wide);
     times(l->k.up_middle + row * r, r, r, wide, l->m.up_again, NULL, active, wide);
     gelu_rows_backward(SIDE, wide, active, l->p.up_bias, active, d_inner, sums + d, l->tables);
-    pack_right_block(l, row, wide, active, wide, b->right_active);
-    pack_right_block(l, row, wide, d_inner, wide, b->right_d_inner);
-    pack_left_block(l, row, r, l->k.up_middle + row * r, r, b->left_up_middle);
+    pack_right_block(l->tokens, row, wide, active, wide, b->right_active);
+    pack_right_block(l->tokens, row, wide, d_inner, wide, b->right_d_inner);
+    pack_left_block(l->tokens, row, r, l->k.up_middle + row * r, r, b->left_up_middle);
     times(d_inner, wide, wide, r, l->m.up_A, NULL, middle, r);
-    pack_left_block(l, row, r, middle, r, b->left_d_up_middle);
+    pack_left_block(l->tokens, row, r, middle, r, b->left_d_up_middle);
     times(middle, r, r, d, l->m.up_B, NULL, d_n, d);
     norm_rows_backward_bf16(SIDE, d, l->k.x3 + at, l->k.stats3 + 2 * row, l->p.gain3, l->p.shift3, d_n, NULL,
                             b->grad + at, b->grad_x + at, b->low + at, low, sums + d + wide);
-    pack_right_block(l, row, d, low, d, b->right_n);
+    pack_right_block(l->tokens, row, d, low, d, b->right_n);
 }
 
 static void out_rows_back(void *pass, int64_t row, Room own) {
@@ -119,9 +60,9 @@ static void out_rows_back(void *pass, int64_t row, Room own) {
     times(middle, 3 * r, r, d, l->m.q_again, NULL, b->q + at, d);
     times(middle + r, 3 * r, r, d, l->m.k_again, NULL, b->k + at, d);
     times(middle + 2 * r, 3 * r, r, d, l->m.v_again, NULL, b->v + at, d);
-    pack_left_block(l, row, d, b->low + at, d, b->left_low);
-    pack_right_block(l, row, d, l->k.attended + at, d, b->right_attended);
-    pack_left_block(l, row, 3 * r, middle, 3 * r, b->left_middle);
+    pack_left_block(l->tokens, row, d, b->low + at, d, b->left_low);
+    pack_right_block(l->tokens, row, d, l->k.attended + at, d, b->right_attended);
+    pack_left_block(l->tokens, row, 3 * r, middle, 3 * r, b->left_middle);
     times(b->low + at, d, d, d, l->m.out, NULL, b->d_out + at, d);
     sum_rows_bf16(SIDE, d, b->d_out + at, b->sums + row / SIDE * sums_width(l->s) + 10 * d + l->s.inner);
 }
@@ -134,22 +75,22 @@ static void attention_rows_back(void *pass, int64_t row, Room own) {
     uint16_t *d_n = take(&own, SIDE * d * 2), *normed = take(&own, SIDE * d * 2), *middle = take(&own, SIDE * 3 * r * 2);
     uint16_t *states = take(&own, SIDE * n * 2);
     sum_rows_bf16(SIDE, d, b->d_q + at, sums + 11 * d);
-    pack_right_block(l, row, d, b->d_q + at, d, b->right_d_q);
-    pack_right_block(l, row, d, b->d_k + at, d, b->right_d_k);
-    pack_right_block(l, row, d, b->d_v + at, d, b->right_d_v);
+    pack_right_block(l->tokens, row, d, b->d_q + at, d, b->right_d_q);
+    pack_right_block(l->tokens, row, d, b->d_k + at, d, b->right_d_k);
+    pack_right_block(l->tokens, row, d, b->d_v + at, d, b->right_d_v);
     times(b->d_q + at, d, d, r, l->m.q_up, NULL, middle, 3 * r);
     times(b->d_k + at, d, d, r, l->m.k_up, NULL, middle + r, 3 * r);
     times(b->d_v + at, d, d, r, l->m.v_up, NULL, middle + 2 * r, 3 * r);
     sum_rows_bf16(SIDE, 3 * r, middle, sums + 12 * d);
-    pack_left_block(l, row, 3 * r, middle, 3 * r, b->left_d_middle);
+    pack_left_block(l->tokens, row, 3 * r, middle, 3 * r, b->left_d_middle);
     times(middle, 3 * r, 3 * r, d, l->m.down, NULL, d_n, d);
     norm_rows_backward_bf16(SIDE, d, l->k.x2 + at, l->k.stats2 + 2 * row, l->p.gain2, l->p.shift2, d_n, NULL,
                             b->grad_x + at, b->grad_3 + at, b->low + at, normed, sums + 4 * d);
-    pack_right_block(l, row, d, normed, d, b->right_n);
-    pack_right_block(l, row, d, b->low + at, d, b->right_low);
+    pack_right_block(l->tokens, row, d, normed, d, b->right_n);
+    pack_right_block(l->tokens, row, d, b->low + at, d, b->right_low);
     times_float(b->low + at, d, n, l->m.C, b->d_states + row * n);
     narrow(SIDE * n, l->k.states + row * n, states);
-    pack_left_block(l, row, n, states, n, b->left_states);
+    pack_left_block(l->tokens, row, n, states, n, b->left_states);
     norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, b->n1 + at,
                    l->k.stats1 + 2 * row);
 }
@@ -160,8 +101,8 @@ static void recurrence_rows_back(void *pass, int64_t row, Room own) {
     int64_t d = l->s.width, n = l->s.states, at = row * d;
     uint16_t *more = take(&own, SIDE * d * 2), *low = take(&own, SIDE * d * 2), *d_u = take(&own, SIDE * n * 2);
     narrow(SIDE * n, b->adjoint + row * n, d_u);
-    pack_left_block(l, row, n, d_u, n, b->left_d_u);
-    pack_right_block(l, row, d, b->n1 + at, d, b->right_n1);
+    pack_left_block(l->tokens, row, n, d_u, n, b->left_d_u);
+    pack_right_block(l->tokens, row, d, b->n1 + at, d, b->right_n1);
     times(d_u, n, n, d, l->m.B, NULL, more, d);
     norm_rows_backward_bf16(SIDE, d, l->k.x1 + at, l->k.stats1 + 2 * row, l->p.gain1, l->p.shift1, b->d_q + at, more,
                             b->grad_3 + at, b->grad_x + at, low, NULL,

@@ -27,6 +27,8 @@ int i3_ema_forward_bf16(int64_t batch, int64_t steps, int64_t channels, const ui
 int i3_ema_backward_bf16(int64_t batch, int64_t steps, int64_t channels, const float *grad, const uint16_t *x,
                          const float *w, const float *scale, const float *carry, float *lambda, uint16_t *grad_x,
                          float *grad_w, float *grad_scale);
+double loss_rows_bf16(int64_t rows, int64_t classes, uint16_t *logits, const float *bias, const int64_t *targets,
+                      float *bias_grad, float *work);
 void narrow(int64_t count, const float *x, uint16_t *y);
 int i3_state_scan(int64_t batch, int64_t steps, int64_t n, const float *columns, const float *u, float *state,
                   float *out, int64_t reverse);
