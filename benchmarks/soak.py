@@ -196,7 +196,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("soak"))
     options = parser.parse_args()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the runs would not hear it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the runs would not hear it, nor
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # this in a shell's background
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     common = ["--preset", options.preset, "--batch-tokens", "256", "--threads", "1"]
