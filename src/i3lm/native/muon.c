@@ -177,7 +177,7 @@ ALWAYS void step(const unsigned high, Map m, float scale, float beta, int64_t ro
     }
 }
 
-#ifdef MUON_TILES
+#ifdef HAS_TILES
 AVX512 static void step_tiles(Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
     step(0, m, scale, beta, rounds, coefficients, scratch);
 }
@@ -196,7 +196,7 @@ static void step_narrow(Map m, float scale, float beta, int64_t rounds, const fl
 }
 
 static void step_here(Map m, float scale, float beta, int64_t rounds, const float *coefficients, float *scratch) {
-#ifdef MUON_TILES
+#ifdef HAS_TILES
     if (i3_tiles > 0 && m.n >= LEAST_SIDE) {
         step_tiles(m, scale, beta, rounds, coefficients, scratch);
         return;

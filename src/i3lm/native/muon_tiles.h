@@ -6,9 +6,10 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#define MUON_TILES
 #include "products.h"
+#endif
 
+#ifdef HAS_TILES
 #define LEAST_SIDE 24 /* a smaller map is mostly padding */
 #define ROOM_OF_TERMS(n) ((n) * (2 * (n) + 3 * SPAN)) /* floats: both factors of a symmetric product, or of a span */
 
@@ -29,7 +30,7 @@ AVX512 static inline __m256i split(const float *x, __m256i *rest) {
     return high;
 }
 
-static inline void store_low(uint16_t *at, __m256i x) { memcpy(at, &x, sizeof x); }
+AVX512 static inline void store_low(uint16_t *at, __m256i x) { memcpy(at, &x, sizeof x); }
 
 /* A left factor (rows, 2 n) of x (rows, n). */
 AVX512 static inline void split_left(int64_t rows, int64_t n, const float *x, uint16_t *left) {

@@ -25,6 +25,7 @@ typedef struct {
 static inline Left in_rows(const uint16_t *at, int64_t row) { return (Left){at, row, SIDE, LANES * row}; }
 
 #if defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
+#define HAS_TILES
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
