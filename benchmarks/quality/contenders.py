@@ -2,7 +2,7 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` lists them), and other placements of low rank, as
+recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `BITS` list them), and other placements of low rank, as
 i3lm@down (see placement.py).
 """
 
@@ -74,6 +74,7 @@ def _config(name: str, kind: type) -> Change:
     return apply
 
 
+BITS = ("state_bits", "weight_bits")  # set before the trainer is made
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 CHANGES: dict[str, Change] = {
     "matrix": _set((MATRIX,), _rate),
@@ -187,11 +188,13 @@ def _ours(
     device = choose_device("cpu")
     precision = choose_precision(config.precision, device)
     network = placement.build(placed, sizes) if placed else I3Network(sizes)
+    values = {key: value for key, _, value in (change.partition("=") for change in changes)}
+    config = dataclasses.replace(config, **{k: int(values.pop(k)) for k in BITS if k in values})
     trainer = Trainer(config, corpus, network, precision, device)
-    for change in changes:
-        key, _, value = change.partition("=")
+    for key, value in values.items():
         if key not in CHANGES:
-            raise UserError(f"no change is named {key!r}; choose of {', '.join(CHANGES)}")
+            known = ", ".join((*CHANGES, *BITS))
+            raise UserError(f"no change is named {key!r}; choose of {known}")
         CHANGES[key](trainer, float(value))
 
     def steps(budget: Budget) -> Iterator[Progress]:
