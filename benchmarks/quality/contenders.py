@@ -2,8 +2,8 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `BITS` list them), and other placements of low rank, as
-i3lm@down (see placement.py).
+recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `BITS` list them), and other placements of low
+rank, as i3lm@down (see placement.py).
 """
 
 import dataclasses
