@@ -1,5 +1,6 @@
 """The planner: its estimates against real runs, its choices, and limits that are kept."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -100,6 +101,16 @@ def test_estimates_are_within_a_tenth(tmp_path, preset, microbatch, mode, optimi
 
 def run(*arguments: str):
     return CliRunner().invoke(group, list(arguments))
+
+
+def test_sizes_that_no_whole_layer_takes_keep_what_is_wide():
+    odd = dataclasses.replace(SIZES, hidden_size=500, rank=60)
+    for sizes, saves in ((SIZES, False), (odd, True)):
+        none, selective = (
+            estimate(sizes, Choice(4, 256, mode), RUNTIME).activations
+            for mode in ("none", "selective")
+        )
+        assert (selective < 0.8 * none) == saves
 
 
 def test_plan_prints_what_goes_where():

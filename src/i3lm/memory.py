@@ -131,7 +131,7 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     low, layers = choice.low_bytes, sizes.num_hidden_layers
     layer = (sizes.matrix_parameters - r * d) // layers
     lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
-    if low == 2:  # `model.whole_layer` and `model.whole_head`, which share their room
+    if low == 2 and _is_whole(sizes, choice):  # `model.whole_layer`, `whole_head` share their room
         wide, back = 0, 8 * d
         room = choice.tokens * (10 * d + max(8 * r + 4 * f, 26 * d + 12 * r))
         room += low * (layer + r * (3 * d + f))
@@ -145,6 +145,13 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     ends = 16 * d  # embedded tokens, the last norm, their gradients
     per_token = layers * kept + once + back + ends
     return choice.tokens * per_token + room + layer * (4 + low) + 12 * r * v
+
+
+def _is_whole(sizes: Architecture, choice: Choice) -> bool:
+    """Say whether layers of these sizes are computed as a whole; see `whole_layer.fits`."""
+    d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
+    blocks = not any(size % 32 for size in (d, f, r, n, choice.tokens))
+    return blocks and d // sizes.num_attention_heads % 16 == 0
 
 
 def _optimizer_room(sizes: Architecture, choice: Choice) -> int:

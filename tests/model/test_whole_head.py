@@ -71,6 +71,20 @@ def test_a_loss_without_gradients_is_the_same(instructions):
     assert [g.shape for g in grads] == [t.shape for t in tensors]
 
 
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode])
+def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch, block):
+    tensors, targets = drawn(*SIZES["one block"])
+    tensors = [t.requires_grad_() for t in tensors]
+    kernel, wanted = ops_i3.head_kernel, []
+    monkeypatch.setattr(ops_i3, "head_kernel", lambda *a: wanted.append(a[-1]) or kernel(*a))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ops_i3.head_loss(*tensors, targets)
+        with block():
+            again = ops_i3.head_loss(*tensors, targets)
+    assert wanted == [True, False]
+    assert torch.equal(loss, again)
+
+
 def test_its_sums_do_not_depend_on_the_number_of_threads():
     tensors, targets = drawn(*SIZES["many classes"])
     threads, found = torch.get_num_threads(), []

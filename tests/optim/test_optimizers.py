@@ -151,14 +151,14 @@ def test_muons_kernel_is_its_definition(monkeypatch, instructions, shape, maps, 
             matrix.grad = grad.to(dtype)
             optimizer.step()
         ends += [matrix.double(), optimizer.matrices.state["momentum"][0].double()]
-    bound = {"tiles": 3e-3, "vectors": 2e-4}[instructions]
+    bound = {"tiles": 1.5e-3, "vectors": 2e-4}[instructions]
     assert torch.allclose(ends[0], ends[2], atol=bound)
     assert torch.allclose(ends[1], ends[3], atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("least", "bounds"),
-    [(1e-2, {"tiles": 6e-3, "vectors": 2e-4}), (1e-3, {"tiles": 2e-2, "vectors": 5e-4})],
+    [(1e-2, {"tiles": 3e-3, "vectors": 2e-4}), (1e-3, {"tiles": 8e-3, "vectors": 5e-4})],
 )
 def test_muon_raises_small_singular_values_as_the_published_iteration(instructions, least, bounds):
     generator = torch.Generator().manual_seed(7)
@@ -169,6 +169,19 @@ def test_muon_raises_small_singular_values_as_the_published_iteration(instructio
     Muon(ParameterGroup(["m"], [matrix], 1.0, 0.0, (0.0, 0.0)), []).step()
     truth = naive_orthogonalise(matrix.grad)
     assert (matrix.double() + truth).norm() < bounds[instructions] * truth.norm()
+
+
+@pytest.mark.parametrize("shape", [(64, 512), (256, 256)])
+def test_muon_of_few_directions_is_the_published_iteration(instructions, shape):
+    generator = torch.Generator().manual_seed(8)
+    matrix = torch.zeros(shape)
+    matrix.grad = torch.randn(shape[0], 4, generator=generator) @ torch.randn(
+        4, shape[1], generator=generator
+    )
+    Muon(ParameterGroup(["m"], [matrix], 1.0, 0.0, (0.0, 0.0)), []).step()
+    truth = naive_orthogonalise(matrix.grad)
+    bound = {"tiles": 1.2e-2, "vectors": 5e-4}[instructions]
+    assert (matrix.double() + truth).norm() < bound * truth.norm()
 
 
 def test_muon_of_no_gradient_stands_still():
@@ -196,7 +209,7 @@ def test_a_step_takes_gradients_times_a_number(monkeypatch, name, bits, kernels)
     if not kernels:
         monkeypatch.setattr(muon, "tensor_library", lambda: None)
     ends = []
-    for scale, factor in ((1.0, 0.5), (0.5, 1.0)):
+    for scale, factor in ((1, 0.5), (0.5, 1)):
         torch.manual_seed(3)
         parameters = {"a": torch.randn(80, 64), "b": torch.randn(64)}
         optimizer = make_optimizer(name, parameters.items(), None, bits)

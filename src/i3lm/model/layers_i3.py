@@ -281,7 +281,8 @@ class I3Layer(nn.Module):
     """Three pre-norm residual branches: recurrence, attention, feed-forward.
 
     `checkpointing` says what training keeps for the way back: "none" leaves out nothing,
-    "selective" what is wide and cheap to compute again, half of all; "full" all but the input.
+    "selective" what is wide and cheap to compute again, half of all (always left out where a layer
+    is one compiled call); "full" all but the input.
     """
 
     checkpointing = "none"

@@ -384,8 +384,8 @@ class _HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, A, B, bias, targets, block):  # type: ignore[no-untyped-def]
-        needs = any(ctx.needs_input_grad)
+    def forward(ctx, hidden, A, B, bias, targets, block, train):  # type: ignore[no-untyped-def]
+        needs = train and any(ctx.needs_input_grad)
         device = hidden.device.type
         low = torch.get_autocast_dtype(device) if _is_autocast(device) else A.dtype
         fits = _fits_cpu(A, bias) and low in (torch.float32, torch.bfloat16)
@@ -420,7 +420,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_total):  # type: ignore[no-untyped-def]
-        return *(grad * grad_total for grad in ctx.saved_tensors), None, None
+        return *(grad * grad_total for grad in ctx.saved_tensors), None, None, None
 
 
 def head_loss(
@@ -432,4 +432,5 @@ def head_loss(
     their logits at once: 256 on a CPU, where they stay in the cache, 8,192 elsewhere.
     """
     block = block or (256 if hidden.device.type == "cpu" else 8192)
-    return _HeadLoss.apply(hidden, A, B, bias, targets, block)
+    # Asked here: within `forward` it is never on, and what needs a gradient is said all the same.
+    return _HeadLoss.apply(hidden, A, B, bias, targets, block, torch.is_grad_enabled())

@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+int i3_tiles = -1; /* whether there are AMX tiles; not asked yet */
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <math.h>
 #include <stdlib.h>
@@ -17,8 +19,6 @@
 #include "products.h"
 
 #define GROUP 128 /* queries whose share in the gradients of keys and values is added at once */
-
-int i3_tiles = -1; /* not asked yet */
 
 typedef struct {
     int64_t batch, steps, heads, size;
@@ -253,8 +253,9 @@ AVX512 static void backward_head(Shape s, const uint16_t *q, const uint16_t *k, 
 
 int i3_attention_supported(void) {
     __builtin_cpu_init();
-    if (i3_tiles < 0) i3_tiles = ask_for_tiles();
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+    int supported = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+    if (i3_tiles < 0) i3_tiles = supported && ask_for_tiles();
+    return supported;
 }
 
 /* log_sums: (batch, heads, steps), logarithms of the softmax denominators. size: a multiple of 16.
@@ -316,6 +317,6 @@ int i3_attention_backward_bf16(int64_t batch, int64_t steps, int64_t heads, int6
 
 #else
 
-int i3_attention_supported(void) { return 0; }
+int i3_attention_supported(void) { return i3_tiles = 0; }
 
 #endif

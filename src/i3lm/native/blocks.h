@@ -54,6 +54,7 @@ static inline void pack_matrices(int count, const Matrix *matrices, uint32_t *ro
         if (m.transposed) pack_rows(m.columns, m.from + panel * LANES * m.columns, to);
         else pack_columns(m.rows, m.from + panel * LANES, m.columns, to);
     }
+#pragma omp master
     for (int i = 0; i < count; at += matrices[i].rows * matrices[i].columns / 2, i++) places[i] = room + at;
 }
 

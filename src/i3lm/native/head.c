@@ -74,7 +74,7 @@ int i3_head(const int64_t *sizes, const float *x, const float *A, const float *B
     const Matrix matrices[] = {{B, r, d, 1}, {A, v, r, 1}, {A, v, r, 0}, {B, r, d, 0}};
     const int count = d_x ? 4 : 2;
     Room room = {work, 0};
-    uint32_t *words = room_of_head(&h, &room), *places[4];
+    uint32_t *words = room_of_head(&h, &room), *places[4] = {NULL};
 #pragma omp parallel
     pack_matrices(count, matrices, words, places);
     h.B = places[0], h.A = places[1], h.A_back = places[2], h.B_back = places[3];

@@ -109,10 +109,13 @@ AMX static inline void tile_terms(Left a, int64_t low, int64_t steps, const uint
     _tile_stored(3, c + LANES * stride + LANES, 4 * stride);
 }
 
-/* Copies what is above the diagonal below it. */
+/* Copies what is above the diagonal below it, to the last number: what is left of asymmetry grows with every round. */
 AVX512 static inline void tile_mirror(int64_t n, float *c) {
-    for (int64_t i = 0; i < n; i += SIDE)
-        for (int64_t j = i; j < n; j += SIDE) transposed_block_to_float(c + i * n + j, n, c + j * n + i, n);
+    for (int64_t i = 0; i < n; i += SIDE) {
+        for (int64_t r = i; r < i + SIDE; r++)
+            for (int64_t k = i; k < r; k++) c[r * n + k] = c[k * n + r];
+        for (int64_t j = i + SIDE; j < n; j += SIDE) transposed_block_to_float(c + i * n + j, n, c + j * n + i, n);
+    }
 }
 
 /* c = a b, all (n, n) and symmetric. */

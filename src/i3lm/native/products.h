@@ -236,7 +236,7 @@ AVX512 static inline void block_to_low(const float *c, const float *bias, uint16
                                                            _mm512_add_ps(_mm512_loadu_ps(c), first)));
 }
 
-/* y <- c^T, 32 by 32; rows of c are `from` apart. c and y may be one block. */
+/* y <- c^T, 32 by 32; rows of c are `from` apart. */
 AVX512 static inline void transposed_block_to_float(const float *c, int64_t from, float *y, int64_t stride) {
     for (int64_t i = 0; i < SIDE; i += LANES)
         for (int64_t j = 0; j < SIDE; j += LANES) {

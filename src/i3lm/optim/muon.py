@@ -166,8 +166,8 @@ def _advance_compiled(matrices: list[_Matrix], beta: float, scale: float) -> Non
         *(addresses(tensors) for tensors in list(zip(*matrices, strict=True))[:3]),
         torch.tensor(sizes),
         torch.tensor([(m.keep, m.rate) for m in matrices]),
-        scale,
-        beta,
+        float(scale),
+        float(beta),
         ROUNDS,
         torch.tensor(COEFFICIENTS).repeat(ROUNDS),
     )

@@ -113,7 +113,8 @@ class Alone:
 
     def update(self, factor: float) -> None:
         """Take the optimizer's step at `factor` of its rates."""
-        self.optimizer.step(factor, self._scale)
+        scale, self._scale = self._scale, 1.0
+        self.optimizer.step(factor, scale)
 
     def defer(self, error: Diverged) -> None:
         """Raise what went wrong in a step, or keep it until all meet and drop the step."""
