@@ -135,7 +135,7 @@ def test_conversations(open_page, server):
 def test_settings_are_the_servers_until_somebody_moves_them(open_page, server):
     page = open_page(server.url)
     asked = []
-    page.on("request", lambda request: asked.append(request.post_data_json or {}))
+    page.on("request", lambda asks: asks.method == "POST" and asked.append(asks.post_data_json))
     ready(page)
     page.click("#open-settings")
     assert page.inner_text("#temperature-out") == f"{TEMPERATURE:.2f}"
