@@ -66,19 +66,8 @@ AVX512 static inline void split_right(int64_t n, const float *x, uint32_t *right
 /* c (32, 32) (+)= a x two panels of a right factor, over a depth of 32 `steps`; `low`: from a's high half to its low. */
 AMX static inline void tile_terms(Left a, int64_t low, int64_t steps, const uint32_t *right, int add, float *c,
                                   int64_t stride) {
-    __asm__ volatile("" ::: "memory");
     const uint32_t *beside = right + 2 * steps * TILE;
-    if (add) {
-        _tile_loadd(0, c, 4 * stride);
-        _tile_loadd(1, c + LANES, 4 * stride);
-        _tile_loadd(2, c + LANES * stride, 4 * stride);
-        _tile_loadd(3, c + LANES * stride + LANES, 4 * stride);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    }
+    begin_sums(add, c, stride);
     for (int64_t s = 0; s < steps; s++) {
         const uint16_t *top = a.at + s * a.step, *bottom = top + a.half;
         _tile_loadd(4, top, 2 * a.row);
@@ -103,10 +92,7 @@ AMX static inline void tile_terms(Left a, int64_t low, int64_t steps, const uint
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
     }
-    _tile_stored(0, c, 4 * stride);
-    _tile_stored(1, c + LANES, 4 * stride);
-    _tile_stored(2, c + LANES * stride, 4 * stride);
-    _tile_stored(3, c + LANES * stride + LANES, 4 * stride);
+    end_sums(c, stride);
 }
 
 /* Copies what is above the diagonal below it, to the last number: what is left of asymmetry grows with every round. */

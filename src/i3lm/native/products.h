@@ -51,8 +51,8 @@ AMX static inline void load_tile_sizes(void) {
 
 AMX static inline void release_tiles(void) { __asm__ volatile("tilerelease"); }
 
-AMX static inline void tile_block(Left a, int64_t steps, const uint32_t *b, const uint32_t *beside, int add, float *c,
-                                  int64_t stride) {
+/* Tiles 0 to 3 are the sums of a block c (32, 32), which begins anew or is added to. */
+AMX static inline void begin_sums(int add, const float *c, int64_t stride) {
     __asm__ volatile("" ::: "memory"); /* tiles are loaded by instructions that do not say what they read */
     if (add) {
         _tile_loadd(0, c, 4 * stride);
@@ -65,6 +65,18 @@ AMX static inline void tile_block(Left a, int64_t steps, const uint32_t *b, cons
         _tile_zero(2);
         _tile_zero(3);
     }
+}
+
+AMX static inline void end_sums(float *c, int64_t stride) {
+    _tile_stored(0, c, 4 * stride);
+    _tile_stored(1, c + LANES, 4 * stride);
+    _tile_stored(2, c + LANES * stride, 4 * stride);
+    _tile_stored(3, c + LANES * stride + LANES, 4 * stride);
+}
+
+AMX static inline void tile_block(Left a, int64_t steps, const uint32_t *b, const uint32_t *beside, int add, float *c,
+                                  int64_t stride) {
+    begin_sums(add, c, stride);
     for (int64_t s = 0; s < steps; s++) {
         _tile_loadd(4, a.at + s * a.step, 2 * a.row);
         _tile_loadd(6, b + s * TILE, 64);
@@ -75,10 +87,7 @@ AMX static inline void tile_block(Left a, int64_t steps, const uint32_t *b, cons
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, c, 4 * stride);
-    _tile_stored(1, c + LANES, 4 * stride);
-    _tile_stored(2, c + LANES * stride, 4 * stride);
-    _tile_stored(3, c + LANES * stride + LANES, 4 * stride);
+    end_sums(c, stride);
 }
 #else
 static inline int ask_for_tiles(void) { return 0; }
