@@ -151,6 +151,8 @@ const figures = CHARTS.map((chart) => {
 });
 const drawAll = () => figures.forEach((figure, i) => draw(figure, CHARTS[i]));
 for (const choice of document.querySelectorAll("input[name=axis]")) choice.addEventListener("change", () => { axis = choice.value; drawAll(); });
-let known = 0;
+// Drawn at once, not at the browser's first frame: a page in the background or printed has none.
+let known = holder.clientWidth;
+drawAll();
 new ResizeObserver(() => { if (holder.clientWidth !== known) { known = holder.clientWidth; drawAll(); } }).observe(holder);
 if (data.live) setInterval(() => { if (!document.hidden && !document.querySelector("svg:hover, svg:focus")) location.reload(); }, 20000);
