@@ -2,7 +2,7 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `BITS` list them), and other placements of low
+recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `SETTINGS` list them), and other placements of low
 rank, as i3lm@down (see placement.py).
 """
 
@@ -74,7 +74,7 @@ def _config(name: str, kind: type) -> Change:
     return apply
 
 
-BITS = ("state_bits", "weight_bits")  # set before the trainer is made
+SETTINGS: dict[str, type] = {"state_bits": int, "weight_bits": int, "optimizer": str}  # of the trainer
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 CHANGES: dict[str, Change] = {
     "matrix": _set((MATRIX,), _rate),
@@ -189,11 +189,12 @@ def _ours(
     precision = choose_precision(config.precision, device)
     network = placement.build(placed, sizes) if placed else I3Network(sizes)
     values = {key: value for key, _, value in (change.partition("=") for change in changes)}
-    config = dataclasses.replace(config, **{k: int(values.pop(k)) for k in BITS if k in values})
+    settings = {key: kind(values.pop(key)) for key, kind in SETTINGS.items() if key in values}
+    config = dataclasses.replace(config, **settings)
     trainer = Trainer(config, corpus, network, precision, device)
     for key, value in values.items():
         if key not in CHANGES:
-            known = ", ".join((*CHANGES, *BITS))
+            known = ", ".join((*CHANGES, *SETTINGS))
             raise UserError(f"no change is named {key!r}; choose of {known}")
         CHANGES[key](trainer, float(value))
 

@@ -9,21 +9,28 @@ import torch
 from torch import Tensor
 
 
+GOLDEN, OTHER = 0x9E3779B1, 0x6A09E667  # 2^32 / the golden ratio, 2^32 (sqrt(2) - 1); both odd
+
+
 def draws(
     begin: int, end: int, seed: int, device: torch.device | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return two draws in [0, 1) for each position, functions of it and of `seed` (32 bits).
 
-    The mix is the finaliser of MurmurHash3 (Appleby, public domain).
+    A position has its own place in [0, 1), which the seed moves along. `seed_of` moves it by the
+    golden ratio at each step, which fills the interval as evenly as can be: what roundings of a
+    number that changes slowly add up to stays within one or two levels of the truth, where the
+    sum of independent draws wanders off (docs/log.md). The place is the finaliser of MurmurHash3
+    (Appleby, public domain).
     """
-    h = torch.arange(begin, end, device=device)
-    h = (h * 0x9E3779B1 & 0xFFFFFFFF) ^ seed
+    h = torch.arange(begin, end, device=device) * GOLDEN & 0xFFFFFFFF
     h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
     h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
     h = h ^ h >> 16
-    return (h >> 16).float() / 65536, (h & 65535).float() / 65536
+    other = ((h << 16 | h >> 16) + seed * OTHER) & 0xFFFFFFFF
+    return (h + seed >> 16 & 0xFFFF).float() / 65536, (other >> 16).float() / 65536
 
 
 def seed_of(step: int, tensor: int) -> int:
     """Return the 32-bit seed of a tensor's draws at a step."""
-    return (step * 0x9E3779B97F4A7C15 + tensor * 0xD1B54A32D192ED03 >> 29) & 0xFFFFFFFF
+    return (step * GOLDEN + tensor * 0xD1B54A33) & 0xFFFFFFFF

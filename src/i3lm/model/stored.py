@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from i3lm.model.stored_i3 import GROUP, LEVELS, SMALLEST, nearest, numbers_of
 from i3lm.native import tensor_call, tensor_library
-from i3lm.rounding import draws
+from i3lm.rounding import draws, seed_of
 
+SHRUNK = 0.8  # of its range, below which the largest number of a group gets it a new scale
 UPDATED = 1 << 20  # numbers that are float32 at once during an update
 
 
@@ -36,7 +37,7 @@ class StoredMatrix:
         """Store a contiguous float32 matrix, rounded with draws of `seed`."""
         groups = -(-x.numel() // GROUP)
         codes = torch.empty(groups * GROUP * bits // 8, dtype=torch.uint8)
-        stored = cls(codes, torch.empty(groups, dtype=torch.bfloat16), x.shape, bits)
+        stored = cls(codes, torch.zeros(groups, dtype=torch.bfloat16), x.shape, bits)
         stored.write(x, seed)
         return stored
 
@@ -66,12 +67,15 @@ class StoredMatrix:
         levels = LEVELS[self.bits]
         flat = nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
         most = flat.abs().amax(1)
-        # Rounded up, so that the largest number stays within the levels.
+        # A new scale would round all numbers of a group anew, so it has to be needed. It is rounded
+        # up, so that the largest number stays within the levels.
+        old = self.scales.float()
+        fits = (most <= old * levels * (1 + 0.5 / levels)) & (most > old * levels * SHRUNK)
         up = ((most / levels).view(torch.int32) + 0xFFFF) >> 16 << 16
-        scales = up.view(torch.float32)
+        scales = torch.where(fits, old, up.view(torch.float32))
         inverse = torch.where(most > 1e-30, 1 / scales, 0)[:, None]
         chance = draws(0, flat.numel(), seed)[0].view_as(flat)
-        codes = (flat * inverse + levels + chance).floor().clamp(max=2 * levels).to(torch.uint8)
+        codes = (flat * inverse + levels + chance).floor().clamp(0, 2 * levels).to(torch.uint8)
         if self.bits == 4:
             codes = codes[:, : GROUP // 2] | codes[:, GROUP // 2 :] << 4
         self.codes.copy_(codes.flatten())
@@ -144,16 +148,18 @@ def store(layers: Iterable[nn.Module], bits: int, seed: int, master: bool = Fals
 
     With `master` they stay in float32 and are only seen in `bits` bits.
     """
-    number = 0
-    for layer in layers:
-        for parameter in layer.parameters():
-            number += 1
-            if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
-                rounding = (seed + number * 0x9E3779B1) & 0xFFFFFFFF
-                x = parameter.detach().contiguous()
-                matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
-                parameter.stored = matrix  # type: ignore[attr-defined]
-                _drop(parameter)
+    parameters = [parameter for layer in layers for parameter in layer.parameters()]
+    matrices = []
+    for number, parameter in enumerate(parameters, 1):
+        if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
+            rounding = seed_of(seed, number)
+            x = parameter.detach().contiguous()
+            matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
+            matrices.append((parameter, matrix))
+    # Dropped after all are stored: between codes the freed room would fit no gradient.
+    for parameter, matrix in matrices:
+        parameter.stored = matrix  # type: ignore[attr-defined]
+        _drop(parameter)
 
 
 def _drop(parameter: Tensor) -> None:

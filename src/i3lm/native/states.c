@@ -103,12 +103,10 @@ static inline __attribute__((always_inline)) void write_unsigned(State s, int64_
     pack(codes, bits, s.codes + block * code_bytes(bits));
 }
 
-/* Two draws a number from one mix: the upper and the lower 16 bits. */
 static inline void draw(int64_t block, uint32_t seed, float *restrict first, float *restrict second) {
     for (int i = 0; i < BLOCK; i++) {
-        uint32_t h = mix((uint32_t)(block * BLOCK + i), seed);
-        first[i] = (float)(int32_t)(h >> 16) * (1.0f / 65536);
-        second[i] = (float)(int32_t)(h & 65535) * (1.0f / 65536);
+        uint32_t at = place((uint32_t)(block * BLOCK + i));
+        first[i] = first_draw(at, seed), second[i] = second_draw(at, seed);
     }
 }
 

@@ -109,19 +109,21 @@ INLINE512 void adamw_keep(int64_t block, State mean, State square, int bits, uin
                                     _mm512_set1_epi32((int)0x9e3779b1u));
     __m512i first[PARTS], second[PARTS];
     for (int i = 0; i < PARTS; i++) {
-        __m512i h = _mm512_xor_si512(at, _mm512_set1_epi32((int)seed)); /* mix of rounding.h */
-        at = _mm512_add_epi32(at, _mm512_set1_epi32((int)(0x9e3779b1u * WIDE)));
-        h = _mm512_mullo_epi32(_mm512_xor_si512(h, _mm512_srli_epi32(h, 16)), _mm512_set1_epi32((int)0x85ebca6bu));
+        __m512i h = _mm512_xor_si512(at, _mm512_srli_epi32(at, 16)); /* as `place` and the draws of rounding.h */
+        h = _mm512_mullo_epi32(h, _mm512_set1_epi32((int)0x85ebca6bu));
         h = _mm512_mullo_epi32(_mm512_xor_si512(h, _mm512_srli_epi32(h, 13)), _mm512_set1_epi32((int)0xc2b2ae35u));
         h = _mm512_xor_si512(h, _mm512_srli_epi32(h, 16));
+        at = _mm512_add_epi32(at, _mm512_set1_epi32((int)(0x9e3779b1u * WIDE)));
+        __m512i draw1 = _mm512_add_epi32(h, _mm512_set1_epi32((int)seed));
+        __m512i draw2 = _mm512_add_epi32(_mm512_rol_epi32(h, 16), _mm512_set1_epi32((int)(seed * OTHER)));
 
         __m512 y = _mm512_mul_ps(_mm512_abs_ps(from->means[i]), inverse1);
         __m512 root = _mm512_mul_ps(y, _mm512_rsqrt14_ps(_mm512_max_ps(y, _mm512_set1_ps(SMALLEST))));
-        __m512i k = _mm512_cvtps_epi32(levels_of(root, y, _mm512_srli_epi32(h, 16), _mm512_set1_ps(levels1)));
+        __m512i k = _mm512_cvtps_epi32(levels_of(root, y, _mm512_srli_epi32(draw1, 16), _mm512_set1_ps(levels1)));
         __mmask16 negative = _mm512_movepi32_mask(_mm512_castps_si512(from->means[i]));
         first[i] = _mm512_mask_sub_epi32(_mm512_add_epi32(level1, k), negative, level1, k);
         root = _mm512_mul_ps(from->roots[i], inverse2);
-        __m512 level = levels_of(root, _mm512_mul_ps(root, root), _mm512_and_si512(h, _mm512_set1_epi32(65535)),
+        __m512 level = levels_of(root, _mm512_mul_ps(root, root), _mm512_srli_epi32(draw2, 16),
                                  _mm512_set1_ps(levels2));
         k = _mm512_cvtps_epi32(_mm512_max_ps(level, _mm512_set1_ps(1)));
         second[i] = _mm512_sub_epi32(k, _mm512_set1_epi32(1));

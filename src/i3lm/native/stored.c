@@ -9,6 +9,7 @@
 #include "rounding.h"
 
 #define GROUP 32
+#define SHRUNK 0.8f /* of its range, below which a group gets a new scale (stored.py) */
 
 CLONES
 static void read_groups(int64_t begin, int64_t end, int64_t count, int bits, const uint8_t *codes,
@@ -43,13 +44,16 @@ static void write_groups(int64_t begin, int64_t end, int64_t count, int bits, ui
             float size = fabsf(in[i]);
             most = size > most ? size : most;
         }
-        /* Rounded up, so that the largest number stays within the levels. */
-        scales[group] = (uint16_t)((bits_of_float(most / levels) + 0xffff) >> 16);
+        /* A new scale would round all numbers of the group anew. Where there must be one it is rounded up, so that the
+         * largest number stays within the levels. */
+        float range = load_bf16(scales[group]) * levels;
+        if (!(most <= range * (1 + 0.5f / levels) && most > range * SHRUNK))
+            scales[group] = (uint16_t)((bits_of_float(most / levels) + 0xffff) >> 16);
         float scale = load_bf16(scales[group]), inverse = most > 1e-30f ? 1 / scale : 0;
         for (int i = 0; i < GROUP; i++) {
-            float chance = (float)(int32_t)(mix((uint32_t)(group * GROUP + i), seed) >> 16) * (1.0f / 65536);
-            float k = floorf(in[i] * inverse + levels + chance);
-            out[i] = (uint8_t)(int)(k > 2 * levels ? 2 * levels : k);
+            float k = floorf(in[i] * inverse + levels + first_draw(place((uint32_t)(group * GROUP + i)), seed));
+            k = k > 2 * levels ? 2 * levels : k;
+            out[i] = (uint8_t)(int)(k < 0 ? 0 : k);
         }
         if (bits == 8) {
             memcpy(codes + group * GROUP, out, GROUP);
