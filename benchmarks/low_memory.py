@@ -61,10 +61,16 @@ def measure(way: str, corpus: str, steps: int) -> dict[str, Any]:
 def _ours(settings: dict[str, Any], corpus: str, steps: int) -> list[float]:
     """Return the seconds of each step."""
     from i3lm.model.network import I3Network
-    from i3lm.training.hardware import choose_device, choose_precision, return_freed_memory
+    from i3lm.training.hardware import (
+        choose_device,
+        choose_precision,
+        return_freed_memory,
+        undisturbed_steps,
+    )
     from i3lm.training.loop import Trainer
 
-    if settings.get("return_memory"):
+    back = settings.get("return_memory", False)
+    if back:
         return_freed_memory()
     config = TrainConfig(
         out=corpus, preset=PRESET, batch_tokens=BATCH_TOKENS, steps=1_000_000, **settings
@@ -73,10 +79,11 @@ def _ours(settings: dict[str, Any], corpus: str, steps: int) -> list[float]:
     network = I3Network(config.architecture(len(opened.tokenizer)))
     trainer = Trainer(config, opened, network, choose_precision("auto", device), device)
     seconds = []
-    for _ in range(steps + 1):
-        begin = time.perf_counter()
-        trainer.step(0.0)
-        seconds.append(time.perf_counter() - begin)
+    with undisturbed_steps(keep=not back):
+        for _ in range(steps + 1):
+            begin = time.perf_counter()
+            trainer.step(0.0)
+            seconds.append(time.perf_counter() - begin)
     return seconds
 
 

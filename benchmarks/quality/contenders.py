@@ -2,8 +2,8 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2 (`CHANGES` and `SETTINGS` list them), and other placements of low
-rank, as i3lm@down (see placement.py).
+recipe, as i3lm+table=0.005+flat=0.2 or i3lm+state_bits=4 (`CHANGES` and `SETTINGS` list them), and
+other placements of low rank, as i3lm@down (see placement.py).
 """
 
 import dataclasses
@@ -74,7 +74,8 @@ def _config(name: str, kind: type) -> Change:
     return apply
 
 
-SETTINGS: dict[str, type] = {"state_bits": int, "weight_bits": int, "optimizer": str}  # of the trainer
+# Set before the trainer is made.
+SETTINGS: dict[str, type] = {"state_bits": int, "weight_bits": int, "optimizer": str}
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 CHANGES: dict[str, Change] = {
     "matrix": _set((MATRIX,), _rate),

@@ -8,7 +8,6 @@ functions of a position and a seed, so a resumed run draws the same. native/roun
 import torch
 from torch import Tensor
 
-
 GOLDEN, OTHER = 0x9E3779B1, 0x6A09E667  # 2^32 / the golden ratio, 2^32 (sqrt(2) - 1); both odd
 
 

@@ -148,18 +148,15 @@ def store(layers: Iterable[nn.Module], bits: int, seed: int, master: bool = Fals
 
     With `master` they stay in float32 and are only seen in `bits` bits.
     """
-    parameters = [parameter for layer in layers for parameter in layer.parameters()]
-    matrices = []
-    for number, parameter in enumerate(parameters, 1):
-        if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
-            rounding = seed_of(seed, number)
-            x = parameter.detach().contiguous()
-            matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
-            matrices.append((parameter, matrix))
-    # Dropped after all are stored: between codes the freed room would fit no gradient.
-    for parameter, matrix in matrices:
-        parameter.stored = matrix  # type: ignore[attr-defined]
-        _drop(parameter)
+    number = 0
+    for layer in layers:
+        for parameter in layer.parameters():
+            number += 1
+            if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
+                rounding, x = seed_of(seed, number), parameter.detach().contiguous()
+                matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
+                parameter.stored = matrix  # type: ignore[attr-defined]
+                _drop(parameter)
 
 
 def _drop(parameter: Tensor) -> None:
