@@ -5,10 +5,12 @@ half a level: training in few bits then stands still (Gupta et al., arXiv 1502.0
 functions of a position and a seed, so a resumed run draws the same. native/rounding.h has them too.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-GOLDEN, OTHER = 0x9E3779B1, 0x6A09E667  # 2^32 / the golden ratio, 2^32 (sqrt(2) - 1); both odd
+GOLDEN = 0x9E3779B1  # 2^32 / the golden ratio, odd
 
 
 def draws(
@@ -19,17 +21,22 @@ def draws(
     A position has its own place in [0, 1), which the seed moves along. `seed_of` moves it by the
     golden ratio at each step, which fills the interval as evenly as can be: what roundings of a
     number that changes slowly add up to stays within one or two levels of the truth, where the
-    sum of independent draws wanders off (docs/log.md). The place is the finaliser of MurmurHash3
-    (Appleby, public domain).
+    sum of independent draws wanders off (docs/log.md).
     """
-    h = torch.arange(begin, end, device=device) * GOLDEN & 0xFFFFFFFF
+    place = mixed(torch.arange(begin, end, device=device))
+    other = place << 16 & 0xFFFFFFFF | place >> 16
+    first, second = ((h + seed >> 16 & 0xFFFF).float() / 65536 for h in (place, other))
+    return first, second
+
+
+def mixed(number: Any) -> Any:
+    """Return 32 well mixed bits of whole numbers: the finaliser of MurmurHash3 (Appleby)."""
+    h = number * GOLDEN & 0xFFFFFFFF
     h = (h ^ h >> 16) * 0x85EBCA6B & 0xFFFFFFFF
     h = (h ^ h >> 13) * 0xC2B2AE35 & 0xFFFFFFFF
-    h = h ^ h >> 16
-    other = ((h << 16 | h >> 16) + seed * OTHER) & 0xFFFFFFFF
-    return (h + seed >> 16 & 0xFFFF).float() / 65536, (other >> 16).float() / 65536
+    return h ^ h >> 16
 
 
 def seed_of(step: int, tensor: int) -> int:
     """Return the 32-bit seed of a tensor's draws at a step."""
-    return (step * GOLDEN + tensor * 0xD1B54A33) & 0xFFFFFFFF
+    return int(step * GOLDEN + mixed(tensor)) & 0xFFFFFFFF

@@ -67,19 +67,30 @@ class StoredMatrix:
         levels = LEVELS[self.bits]
         flat = nn.functional.pad(x.flatten(), (0, -x.numel() % GROUP)).view(-1, GROUP)
         most = flat.abs().amax(1)
-        # A new scale would round all numbers of a group anew, so it has to be needed. It is rounded
-        # up, so that the largest number stays within the levels.
+        # A new scale rounds all numbers of the group anew, so there is one only where the largest
+        # is far within the range or beyond the next level, or is drawn to be at the next level.
         old = self.scales.float()
-        fits = (most <= old * levels * (1 + 0.5 / levels)) & (most > old * levels * SHRUNK)
-        up = ((most / levels).view(torch.int32) + 0xFFFF) >> 16 << 16
-        scales = torch.where(fits, old, up.view(torch.float32))
-        inverse = torch.where(most > 1e-30, 1 / scales, 0)[:, None]
-        chance = draws(0, flat.numel(), seed)[0].view_as(flat)
-        codes = (flat * inverse + levels + chance).floor().clamp(0, 2 * levels).to(torch.uint8)
+        fits = (most <= old * (levels + 1)) & (most > old * levels * SHRUNK)
+        scales = torch.where(fits, old, _bfloat16(most / levels, 0xFFFF))  # up: none is beyond
+        chance = levels + draws(0, flat.numel(), seed)[0].view_as(flat)
+        codes = (flat * torch.where(most > 1e-30, 1 / scales, 0)[:, None] + chance).floor()
+        beyond = (codes < 0) | (codes > 2 * levels)
+        # What is at the next level stays there: it is the last of the new scale.
+        grown = _bfloat16(scales * (levels + 1) / levels, 0x8000)
+        grows = beyond.any(1)
+        again = grows[:, None] & ~beyond
+        codes = torch.where(again, (flat / grown[:, None] + chance).floor(), codes)
+        scales = torch.where(grows, grown, scales)
+        codes = codes.clamp(0, 2 * levels).to(torch.uint8)
         if self.bits == 4:
             codes = codes[:, : GROUP // 2] | codes[:, GROUP // 2 :] << 4
         self.codes.copy_(codes.flatten())
         self.scales.copy_(scales)
+
+
+def _bfloat16(x: Tensor, added: int) -> Tensor:
+    """Return positive float32 numbers rounded to bfloat16: up for 0xFFFF, nearest for 0x8000."""
+    return ((x.view(torch.int32) + added) >> 16 << 16).view(torch.float32)
 
 
 @dataclass

@@ -4,8 +4,6 @@
 #pragma once
 #include <stdint.h>
 
-#define OTHER 0x6a09e667u
-
 /* A position's place, 32 well mixed bits (the finaliser of MurmurHash3, Appleby, public domain). */
 static inline uint32_t place(uint32_t at) {
     uint32_t h = at * 0x9e3779b1u;
@@ -20,5 +18,5 @@ static inline float first_draw(uint32_t place, uint32_t seed) {
 }
 
 static inline float second_draw(uint32_t place, uint32_t seed) {
-    return (float)(int32_t)(((place << 16 | place >> 16) + seed * OTHER) >> 16) * (1.0f / 65536);
+    return (float)(int32_t)(((place << 16 | place >> 16) + seed) >> 16) * (1.0f / 65536);
 }

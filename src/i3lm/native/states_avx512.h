@@ -115,7 +115,7 @@ INLINE512 void adamw_keep(int64_t block, State mean, State square, int bits, uin
         h = _mm512_xor_si512(h, _mm512_srli_epi32(h, 16));
         at = _mm512_add_epi32(at, _mm512_set1_epi32((int)(0x9e3779b1u * WIDE)));
         __m512i draw1 = _mm512_add_epi32(h, _mm512_set1_epi32((int)seed));
-        __m512i draw2 = _mm512_add_epi32(_mm512_rol_epi32(h, 16), _mm512_set1_epi32((int)(seed * OTHER)));
+        __m512i draw2 = _mm512_add_epi32(_mm512_rol_epi32(h, 16), _mm512_set1_epi32((int)seed));
 
         __m512 y = _mm512_mul_ps(_mm512_abs_ps(from->means[i]), inverse1);
         __m512 root = _mm512_mul_ps(y, _mm512_rsqrt14_ps(_mm512_max_ps(y, _mm512_set1_ps(SMALLEST))));

@@ -44,17 +44,27 @@ static void write_groups(int64_t begin, int64_t end, int64_t count, int bits, ui
             float size = fabsf(in[i]);
             most = size > most ? size : most;
         }
-        /* A new scale would round all numbers of the group anew. Where there must be one it is rounded up, so that the
-         * largest number stays within the levels. */
-        float range = load_bf16(scales[group]) * levels;
-        if (!(most <= range * (1 + 0.5f / levels) && most > range * SHRUNK))
-            scales[group] = (uint16_t)((bits_of_float(most / levels) + 0xffff) >> 16);
-        float scale = load_bf16(scales[group]), inverse = most > 1e-30f ? 1 / scale : 0;
-        for (int i = 0; i < GROUP; i++) {
-            float k = floorf(in[i] * inverse + levels + first_draw(place((uint32_t)(group * GROUP + i)), seed));
-            k = k > 2 * levels ? 2 * levels : k;
-            out[i] = (uint8_t)(int)(k < 0 ? 0 : k);
+        /* A new scale rounds all numbers of the group anew, so there is one only where the largest is far within the
+         * range or beyond the next level, or is drawn to be at the next level. */
+        float scale = load_bf16(scales[group]);
+        if (!(most <= scale * (levels + 1) && most > scale * levels * SHRUNK)) {
+            scales[group] = (uint16_t)((bits_of_float(most / levels) + 0xffff) >> 16); /* rounded up: none is beyond */
+            scale = load_bf16(scales[group]);
         }
+        float inverse = most > 1e-30f ? 1 / scale : 0, chance[GROUP], k[GROUP];
+        int beyond = 0;
+        for (int i = 0; i < GROUP; i++) {
+            chance[i] = levels + first_draw(place((uint32_t)(group * GROUP + i)), seed);
+            k[i] = floorf(in[i] * inverse + chance[i]);
+            beyond |= k[i] > 2 * levels || k[i] < 0;
+        }
+        if (beyond) { /* what is at the next level stays there: it is the last of the new scale */
+            scales[group] = (uint16_t)((bits_of_float(scale * (levels + 1) / levels) + 0x8000) >> 16);
+            inverse = 1 / load_bf16(scales[group]);
+            for (int i = 0; i < GROUP; i++)
+                if (k[i] <= 2 * levels && k[i] >= 0) k[i] = floorf(in[i] * inverse + chance[i]);
+        }
+        for (int i = 0; i < GROUP; i++) out[i] = (uint8_t)(int)(k[i] > 2 * levels ? 2 * levels : k[i] < 0 ? 0 : k[i]);
         if (bits == 8) {
             memcpy(codes + group * GROUP, out, GROUP);
         } else {

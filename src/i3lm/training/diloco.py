@@ -101,7 +101,8 @@ class LocalSteps(Replicas):
             text = self._trouble or "the loss exploded in another process"
             raise Diverged(text)
         self._owed += self._anchor - _flat(self._weights)
-        mean = self._mean_of_all(seed_of(step, self.launch.rank))
+        # Meetings are some steps apart, which may be no even sequence: each has a draw of its own.
+        mean = self._mean_of_all(seed_of(0, step * self.launch.size + self.launch.rank))
         self._momentum.mul_(OUTER_MOMENTUM).add_(mean)
         self._anchor.sub_(mean.add_(self._momentum, alpha=OUTER_MOMENTUM), alpha=OUTER_RATE)
         parts = self._anchor.split([w.numel() for w in self._weights])
