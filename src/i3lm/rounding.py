@@ -20,7 +20,7 @@ def draws(
 
     A position has its own place in [0, 1), which the seed moves along. `seed_of` moves it by the
     golden ratio at each step, which fills the interval as evenly as can be: what roundings of a
-    number that changes slowly add up to stays within one or two levels of the truth, where the
+    number that changes slowly add up to stays within two or three levels of the truth, where the
     sum of independent draws wanders off (docs/log.md).
     """
     place = mixed(torch.arange(begin, end, device=device))
