@@ -138,7 +138,7 @@ def test_the_gpt_is_of_equal_size(preset):
 def test_quality(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat. and the dog ran to the cat.\n" * 400)
-    out, names = tmp_path / "q.json", ("i3lm", "gpt-muon:1e-2", "published")
+    out, names = tmp_path / "q.json", ("i3lm", "gpt-muon:1e-2", "published", "published-scan")
     done = subprocess.run(
         [*(sys.executable, "-m", "benchmarks.quality", *names, "--train", str(text)),
          *("--test", str(text), "--tokens", "6000", "--seeds", "1", "--preset", "i3-tiny"),
@@ -150,7 +150,9 @@ def test_quality(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert [row["contender"] for row in result["summary"]] == list(names)
-    assert result["summary"][0]["mean_bits_per_character"] < 4.5  # a start; letters alone: 4
+    bits = [row["mean_bits_per_character"] for row in result["summary"]]
+    assert bits[0] < 4.5  # a start; letters alone: 4
+    assert bits[2] == pytest.approx(bits[3], abs=0.01)  # a scan computes what the loop does
     for run in result["runs"]:
         assert run["tokens"] >= 6000
         assert run["test_characters"] > 20_000

@@ -18,6 +18,7 @@ ALLOWED = {
     "files": {"errors"},
     "native": set(),
     "units": {"errors"},
+    "lean_torch": set(),
     "presets": {"errors"},
     "rounding": set(),
     "tensorfile": {"files", "tensorheader"},
@@ -135,6 +136,85 @@ def test_a_training_process_carries_no_transformers_and_no_compiler():
     ).stdout.split()
     heavy = {"transformers", "tokenizers", "datasets", "pyarrow", "torch._dynamo", "numba", "click"}
     assert not heavy & set(loaded)
+
+
+LEAN = """
+import sys
+from i3lm.lean_torch import UNUSED, put_off_unused
+put_off_unused()
+"""
+
+
+def lean(code: str) -> str:
+    """Run a program whose torch is lean; return what it printed."""
+    done = subprocess.run([sys.executable, "-c", LEAN + code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_command_puts_off_what_it_never_uses_of_torch(tmp_path):
+    """And a run, with its sample and its report, needs none of it."""
+    out = lean(f"""
+from i3lm.__main__ import main
+arguments = "train --preset i3-tiny --steps 3 --vocab-size 400 --out {tmp_path / "run"}"
+assert main(arguments.split()) == 0
+finder = next(f for f in sys.meta_path if f.__class__.__module__ == "i3lm.lean_torch")
+assert finder.standing_in.keys() == UNUSED, UNUSED - finder.standing_in.keys()
+print(*(name for name in UNUSED if sys.modules[name] is not finder.standing_in[name]))
+print(*sys.modules)""")
+    asked, modules = out.splitlines()[-2:]
+    assert not asked.split()
+    assert not {"torch._decomp", "torch._refs", "torch.optim.adamw"} & set(modules.split())
+
+
+def test_what_was_put_off_is_there_when_asked_for():
+    lean("""
+import torch, inspect
+inspect.getmodule(torch.nn.Linear)  # asks every module for its file
+assert not callable(vars(torch.optim).get("SGD"))
+import torch.ao.nn.quantized.dynamic
+from torch.optim.lr_scheduler import StepLR
+p = torch.nn.Parameter(torch.ones(3))
+p.sum().backward()
+optimizer = torch.optim.SGD([p], lr=0.5)
+optimizer.step()
+assert p.tolist() == [0.5] * 3
+assert torch.optim is sys.modules["torch.optim"] and StepLR(optimizer, 1)
+assert torch.distributions.Normal(0.0, 1.0).sample().ndim == 0
+from torch.nn.quantized import Linear
+try:
+    torch.optim.NoSuchThing
+except AttributeError as error:
+    assert "torch.optim" in str(error), error
+else:
+    raise AssertionError("an unknown name was found")""")
+
+
+@pytest.mark.parametrize("order", ["transformers, torch", "torch, transformers"])
+def test_who_needs_a_whole_torch_has_it(order):
+    lean(
+        f"import {order}"
+        + """
+finder = next(f for f in sys.meta_path if f.__class__.__module__ == "i3lm.lean_torch")
+assert not [n for n in UNUSED if sys.modules[n] is finder.standing_in.get(n)]
+assert torch.linalg.eigh(torch.empty(3, 3, device="meta")).eigenvalues.shape == (3,)"""
+    )
+
+
+def test_a_torch_that_is_loaded_stays_as_it_is():
+    out = subprocess.run(
+        [sys.executable, "-c", "import torch" + LEAN + "print(len(sys.meta_path))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    plain = subprocess.run(
+        [sys.executable, "-c", "import sys, torch, i3lm; print(len(sys.meta_path))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out == plain
 
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}

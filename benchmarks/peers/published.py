@@ -2,13 +2,15 @@
 
 A Python loop over time for both recurrences, LoRPt that builds A @ B at each forward pass,
 attention with its scores, mask and softmax written out, 16 heads. The equations and the number
-of parameters are those of `i3lm`.
+of parameters are those of `i3lm`. With `scan` the recurrences are parallel scans, equal up to
+rounding: what the published model learns from so many tokens, without waiting for the loop.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i3lm.model.ops_i3 import scan_channels, scan_states
 from i3lm.presets import Architecture
 
 HEAD_SIZE = 32  # 16 heads at 512
@@ -31,8 +33,9 @@ class LoRPt(nn.Module):
 class Recurrence(nn.Module):
     """Time mixing and state space, one time step after the other."""
 
-    def __init__(self, d: int, n: int) -> None:
+    def __init__(self, d: int, n: int, scan: bool) -> None:
         super().__init__()
+        self.scan = scan
         self.w_mix = nn.Parameter(torch.full((d,), 0.5))
         self.A = nn.Parameter(0.9 * torch.eye(n))
         self.B = nn.Parameter(torch.randn(n, d) * d**-0.5)
@@ -43,6 +46,10 @@ class Recurrence(nn.Module):
         """Map x (B, T, D) to (B, T, D)."""
         h = x.new_zeros(x.shape[0], x.shape[2])
         s = x.new_zeros(x.shape[0], self.A.shape[0])
+        if self.scan:
+            mixed = scan_channels((1 - self.w_mix) * x, self.w_mix, h)
+            states = scan_states(x @ self.B.T, self.A, s)
+            return states @ self.C.T + self.D * mixed
         outputs = []
         for t in range(x.shape[1]):
             x_t = x[:, t]
@@ -78,11 +85,11 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """Recurrence, attention, feed-forward; each pre-norm and residual."""
 
-    def __init__(self, sizes: Architecture) -> None:
+    def __init__(self, sizes: Architecture, scan: bool) -> None:
         super().__init__()
         d, f, rank = sizes.hidden_size, sizes.intermediate_size, sizes.rank
         self.norm_1, self.norm_2, self.norm_3 = (nn.LayerNorm(d) for _ in range(3))
-        self.recurrence = Recurrence(d, sizes.state_size)
+        self.recurrence = Recurrence(d, sizes.state_size, scan)
         self.attention = Attention(d, rank)
         self.ffn = nn.Sequential(LoRPt(d, f, rank), nn.GELU(), LoRPt(f, d, rank))
 
@@ -96,12 +103,12 @@ class Layer(nn.Module):
 class Published(nn.Module):
     """The language model."""
 
-    def __init__(self, sizes: Architecture) -> None:
+    def __init__(self, sizes: Architecture, scan: bool = False) -> None:
         super().__init__()
         d = sizes.hidden_size
         self.tokens = nn.Embedding(sizes.vocab_size, d)
         self.positions = nn.Embedding(sizes.max_position_embeddings, d)
-        self.layers = nn.ModuleList(Layer(sizes) for _ in range(sizes.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(sizes, scan) for _ in range(sizes.num_hidden_layers))
         self.norm = nn.LayerNorm(d)
         self.head = LoRPt(d, sizes.vocab_size, sizes.rank)
 

@@ -33,7 +33,7 @@ from i3lm.training.loop import Diverged, Trainer
 
 OURS = "i3lm"
 # Peers' rates are the best of the trials in docs/results.md, as many as ours had.
-RATES = {"gpt-adamw": 2e-3, "gpt-muon": 2e-2, "published": 3e-4}
+RATES = {"gpt-adamw": 2e-3, "gpt-muon": 2e-2, "published": 3e-4, "published-scan": 3e-4}
 NAMES = (OURS, *RATES)
 WARMUP_STEPS = 20
 PUBLISHED_BATCH = 4
@@ -160,8 +160,8 @@ def build(
     if changes or placed:
         raise UserError(f"changes and placements are for {OURS}; leave them away")
     width = sizes.max_position_embeddings
-    if kind == "published":
-        network: Any = published.Published(sizes)
+    if kind.startswith("published"):
+        network: Any = published.Published(sizes, scan=kind == "published-scan")
         batch, bf16 = PUBLISHED_BATCH, False
     else:
         network = gpt.GPT(gpt.sizes_like(sizes.parameters, sizes.vocab_size, width))

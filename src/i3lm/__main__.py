@@ -24,7 +24,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     from i3lm.cli.help import colour
     from i3lm.errors import UserError
     from i3lm.files import writing_to
+    from i3lm.lean_torch import put_off_unused
 
+    put_off_unused()
     try:
         with writing_to("the output"):
             code = group.main(arguments, prog_name="i3lm", standalone_mode=False, color=colour())

@@ -153,7 +153,7 @@ class TextStream(TokenText):
 
 def make_generator(seed: int | None) -> torch.Generator:
     """Return a CPU random generator; without a seed, one that differs each time."""
-    generator = torch.Generator()
+    generator = torch.default_generator.clone_state()  # `torch.Generator()` needs torch's compiler
     if seed is None:
         generator.seed()
     elif -(2**63) <= seed < 2**64:
