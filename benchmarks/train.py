@@ -39,6 +39,7 @@ from i3lm.training.loop import Trainer
 NAME = "train"
 OURS, PUBLISHED = "i3lm", "published"
 GPT_BATCHES = (1, 4, 8, 16)
+OUR_BATCHES = (8, 16)  # beside the default, for comparison at equal steps
 PUBLISHED_BATCH = 4
 PRODUCTS = ((1024, 512, 2048), (2048, 2048, 2048))
 PEAK_STEPS = 3
@@ -73,11 +74,12 @@ class Task:
 class Ours:
     """The project's Trainer, with its default optimizer and precision."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, batch: int | None = None) -> None:
+        step = task.tokens if batch is None else batch * task.sizes.max_position_embeddings
         config = TrainConfig(
             out=str(task.corpus.folder),
             preset=task.preset,
-            batch_tokens=task.tokens,
+            batch_tokens=step,
             steps=1_000_000,  # never reached: all steps are of the middle of a run
         )
         device = choose_device("cpu")
@@ -149,6 +151,7 @@ def builders(task: Task) -> dict[str, Callable[[], Callable[[], int]]]:
 
     return {
         OURS: lambda: Ours(task),
+        **{f"{OURS} batch {batch}": lambda b=batch: Ours(task, b) for batch in OUR_BATCHES},
         **{
             f"gpt {precision} batch {batch}": lambda b=batch, p=precision: gpt_peer(p == "bf16", b)
             for precision, batch in itertools.product(("fp32", "bf16"), GPT_BATCHES)
@@ -245,11 +248,19 @@ def run(*, preset: str, rounds: int, threads: int, tokens: int = 1024) -> dict[s
             peaks[name] = common.in_child(NAME, name, *options, threads=threads)["peak_bytes"]
     flops = task.sizes.flops_per_token()
     speed = middle[OURS]
+    ours = {b: middle[f"{OURS} batch {b}"] for b in OUR_BATCHES}
+    default = tokens // task.sizes.max_position_embeddings
+    if default in GPT_BATCHES:
+        ours = {default: speed, **ours}
     return {
         "mfu": flops * speed / middle["fp32 products"],
         "ratio_gpt": speed / max(middle[name] for name in best_gpt.values()),
         "ratio_gpt_fp32": speed / middle[best_gpt["fp32"]],
         "ratio_gpt_bf16": speed / middle[best_gpt["bf16"]],
+        "ratio_gpt_same_batch": {  # tokens a step are equal, so optimizer steps are
+            batch: rate / max(middle[f"gpt {precision} batch {batch}"] for precision in best_gpt)
+            for batch, rate in ours.items()
+        },
         "ratio_published": speed / middle[PUBLISHED],
         "mfu_bf16": flops * speed / middle["bf16 products"],
         "preset": preset,
@@ -284,6 +295,11 @@ def show(result: dict[str, Any]) -> None:
         f"{result['context']} tokens a sequence, {result['tokens_per_step']:,} a step of ours",
         ["contender", "tokens/s", "spread", "ours is", "peak MB"],
         rows,
+    )
+    common.print_table(
+        "as many sequences in a step as the GPT's",
+        ["sequences", "ours is"],
+        [[str(b), f"{ratio:.2f}"] for b, ratio in result["ratio_gpt_same_batch"].items()],
     )
     common.print_table(
         "matrix products of this machine, and ours as a share of them",

@@ -48,7 +48,11 @@ def test_train(tmp_path):
     assert are_rates(speeds)
     assert are_rates(result["flops_per_second"])
     gpts = {f"gpt {p} batch {b}" for p in ("fp32", "bf16") for b in (1, 4, 8, 16)}
-    assert speeds.keys() == {"i3lm", "published", *gpts}
+    mine = {"i3lm", "i3lm batch 8", "i3lm batch 16"}
+    assert speeds.keys() == {*mine, "published", *gpts}
+    same = result["ratio_gpt_same_batch"]["16"]
+    best = max(speeds[f"gpt {p} batch 16"]["median"] for p in ("fp32", "bf16"))
+    assert same == speeds["i3lm batch 16"]["median"] / best
     ours = speeds["i3lm"]["median"]
     assert result["ratio_gpt"] == ours / max(speeds[name]["median"] for name in gpts)
     assert result["ratio_gpt"] == min(result["ratio_gpt_fp32"], result["ratio_gpt_bf16"])

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from i3lm.optim import (
     make_optimizer,
     muon,
 )
-from i3lm.optim.muon import COEFFICIENTS, ROUNDS, orthogonalise
+from i3lm.optim.muon import COEFFICIENTS, LEAST, orthogonalise
 from i3lm.presets import Architecture
 
 SHAPES = [(7, 5), (3,), (1, 1), (64, 3), (0, 4)]
@@ -85,21 +86,33 @@ def test_lion_follows_the_papers_algorithm():
 
 
 def naive_orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """The published iteration in float64, on the matrix itself."""
-    a, b, c = COEFFICIENTS
+    """The rounds in float64, on the matrix itself."""
     x = matrix.double()
     x = x / (x.norm() + 1e-7)
-    for _ in range(ROUNDS):
+    for a, b, c in COEFFICIENTS:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 40), (2, 8, 9), (1, 1, 7), (4, 16, 16), (1, 64, 2048)])
-def test_orthogonalise_is_the_published_iteration(shape):
+def test_orthogonalise_is_its_rounds_on_the_matrix_itself(shape):
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     for mine, matrix in zip(orthogonalise(batch), batch, strict=True):
         assert torch.allclose(mine.double(), naive_orthogonalise(matrix), atol=2e-4)
+
+
+def test_no_better_round_exists():
+    """Chebyshev: a quintic's error on an interval is least where it takes four turns of one size."""
+    least, most = LEAST, 1.0
+    for a, b, c in COEFFICIENTS:
+        values = np.linspace(least, most, 100_001)
+        errors = 1 - (a * values + b * values**3 + c * values**5)
+        error = abs(errors).max()
+        turns = errors[abs(errors) > 0.999 * error] > 0
+        assert np.count_nonzero(turns[1:] != turns[:-1]) == 3
+        least, most = 1 - error, 1 + error
+    assert error < 0.693
 
 
 def test_orthogonalise_of_zero_is_zero():
@@ -160,7 +173,7 @@ def test_muons_kernel_is_its_definition(monkeypatch, instructions, shape, maps, 
     ("least", "bounds"),
     [(1e-2, {"tiles": 3e-3, "vectors": 2e-4}), (1e-3, {"tiles": 8e-3, "vectors": 5e-4})],
 )
-def test_muon_raises_small_singular_values_as_the_published_iteration(instructions, least, bounds):
+def test_muon_raises_small_singular_values_as_its_rounds_say(instructions, least, bounds):
     generator = torch.Generator().manual_seed(7)
     left = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0]
     right = torch.linalg.qr(torch.randn(300, 64, generator=generator))[0]
@@ -172,7 +185,7 @@ def test_muon_raises_small_singular_values_as_the_published_iteration(instructio
 
 
 @pytest.mark.parametrize("shape", [(64, 512), (256, 256)])
-def test_muon_of_few_directions_is_the_published_iteration(instructions, shape):
+def test_muon_of_few_directions_is_its_rounds(instructions, shape):
     generator = torch.Generator().manual_seed(8)
     matrix = torch.zeros(shape)
     matrix.grad = torch.randn(shape[0], 4, generator=generator) @ torch.randn(
@@ -198,8 +211,8 @@ def test_muon_steps_by_its_rate_in_every_singular_direction():
     matrix.grad = torch.randn(32, 8, generator=torch.Generator().manual_seed(5))
     optimizer.step()
     singular = torch.linalg.svdvals(before - matrix) / (0.5 * 2.0)  # sqrt(32 / 8) = 2
-    assert singular.min() > 0.6
-    assert singular.max() < 1.3
+    assert singular.min() > 0.3
+    assert singular.max() < 1.7
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -14,30 +14,35 @@ from i3lm.optim.blockwise import BlockState
 from i3lm.optim.elementwise import adamw_update
 from i3lm.rounding import seed_of
 
-# Quintic Newton-Schulz coefficients a, b, c of the published method (Jordan et al., 2024,
-# kellerjordan.github.io/posts/muon): p(x) = a x + b x^3 + c x^5 drives singular values towards 1.
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-ROUNDS = 5
+# A round is p(x) = a x + b x^3 + c x^5 of every singular value x of X / |X|, which lie in [0, 1].
+# Each of these three brings what the last one left of those from LEAST on as near to 1 as a quintic
+# can, in the end to between 0.31 and 1.69 (a minimax problem, solved by Remez' algorithm as in "The
+# Polar Express", Amsel et al., 2025, arXiv:2505.16932). To come nearer learns less: docs/log.md.
+LEAST = 0.0025
+COEFFICIENTS = (
+    (8.405178, -24.850807, 18.424617),
+    (4.077174, -3.035042, 0.572207),
+    (3.605791, -2.699633, 0.534012),
+)
 
 
 def orthogonalise(x: Tensor) -> Tensor:
     """Return the nearly orthogonal factors of matrices (N, rows, columns) with rows <= columns.
 
-    All singular values move to about 1 (0.7 to 1.2). The matrices themselves are touched twice
-    only: the rounds run on the Gram matrix G = X X^T over its trace |X|^2, where X <- Q X with
-    Q = a + b G + c G^2 means G <- Q G Q. native/muon.c does the same, with the rest of a step.
+    Singular values from LEAST |X| on move to about 1 (0.3 to 1.7), smaller ones towards it. The
+    matrices themselves are touched twice only: the rounds run on the Gram matrix G = X X^T over its
+    trace |X|^2, where X <- Q X with Q = a + b G + c G^2 means G <- Q G Q. native/muon.c does the
+    same, with the rest of a step.
     """
-    a, b, c = COEFFICIENTS
     gram = x @ x.mT
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt()[:, None, None] + 1e-7
     gram /= norm**2
-    eye = a * torch.eye(x.shape[1], device=x.device)
+    eye = torch.eye(x.shape[1], device=x.device)
     product = None
-    for left in reversed(range(ROUNDS)):
-        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + eye
+    for a, b, c in COEFFICIENTS:
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
         product = q if product is None else q @ product
-        if left:
-            gram = q @ gram @ q
+        gram = q @ gram @ q
     assert product is not None
     return (product / norm) @ x
 
@@ -168,6 +173,6 @@ def _advance_compiled(matrices: list[_Matrix], beta: float, scale: float) -> Non
         torch.tensor([(m.keep, m.rate) for m in matrices]),
         float(scale),
         float(beta),
-        ROUNDS,
-        torch.tensor(COEFFICIENTS).repeat(ROUNDS),
+        len(COEFFICIENTS),
+        torch.tensor(COEFFICIENTS),
     )
