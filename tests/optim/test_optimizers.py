@@ -103,7 +103,7 @@ def test_orthogonalise_is_its_rounds_on_the_matrix_itself(shape):
 
 
 def test_no_better_round_exists():
-    """Chebyshev: a quintic's error on an interval is least where it turns four times at one size."""
+    """Chebyshev: a quintic's error on an interval is least where it turns four times."""
     least, most = LEAST, 1.0
     for a, b, c in COEFFICIENTS:
         values = np.linspace(least, most, 100_001)
