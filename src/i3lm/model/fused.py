@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from i3lm.model import kernels, layers_i3, ops_i3, whole_head, whole_layer
 from i3lm.model.fused_attention import attend, attend_backward
+from i3lm.model.room import empty
 from i3lm.model.stored import held, stored_in
 from i3lm.native import tensor_library
 
@@ -98,7 +99,7 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTD, heads, eps, low, again, keep, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
-        f, out = None, torch.empty_like(x_BTD)
+        f, out = None, empty(x_BTD.shape)
         if whole := whole_layer.fits(p, x_BTD, heads, low):
             kept = Kept(x1=x_BTD.flatten(0, 1), **whole_layer.room(p, x_BTD, heads))
             whole_layer.forward(p, kept, eps, out)
@@ -107,9 +108,9 @@ class _FusedLayer(torch.autograd.Function):
             kept, written = _run(p, f, x_BTD, heads, eps, low)
             kernels.add(kept.x3, written, out)
         if again != "none":
-            empty = x_BTD.new_empty(0)
+            nothing = x_BTD.new_empty(0)
             left_out = Kept._fields[1:] if again == "full" else whole_layer.WIDE
-            kept = kept._replace(**dict.fromkeys(left_out, empty))
+            kept = kept._replace(**dict.fromkeys(left_out, nothing))
         ctx.save_for_backward(*kept, *parameters)
         ctx.heads, ctx.eps, ctx.shape = heads, eps, x_BTD.shape
         ctx.low, ctx.again, ctx.factors = low, again, f if keep else None

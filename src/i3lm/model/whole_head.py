@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from i3lm.model import kernels
+from i3lm.model.room import empty
 from i3lm.model.whole_layer import SIDE, working_room
 from i3lm.native import tensor_call
 
@@ -36,10 +37,10 @@ def head_loss(
     targets, total, grads = targets.contiguous(), 0.0, None
     if backward:
         shapes = (rows, rank), (rank, width), (rows,)
-        grads = [torch.empty_like(hidden), *map(hidden.new_zeros, shapes)]
+        grads = [empty(hidden.shape), *map(hidden.new_zeros, shapes)]
     for begin in range(0, tokens, block):
         here = slice(begin, begin + block)
-        found = None if grads is None else [grads[0][here], *map(torch.empty_like, grads[1:])]
+        found = None if grads is None else [grads[0][here], *(empty(g.shape) for g in grads[1:])]
         total += _call(hidden[here], A, B, bias, targets[here], classes, found)
         if grads is not None and found is not None:
             torch._foreach_add_(grads[1:], found[1:])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from i3lm.model import kernels
+from i3lm.model.room import empty, pieces
 from i3lm.native import tensor_call, tensor_library
 
 if TYPE_CHECKING:
@@ -55,17 +56,10 @@ def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
         "middle": (tokens, 3 * rank), "attended": (tokens, width),
         "up_middle": (tokens, rank), "down_middle": (tokens, rank),
     }  # fmt: skip
-    return {
-        **{name: torch.empty(0, device="cpu") for name in WIDE},
-        **{
-            name: torch.empty(shape, dtype=torch.float32, device="cpu")
-            for name, shape in exact.items()
-        },
-        **{
-            name: torch.empty(shape, dtype=torch.bfloat16, device="cpu")
-            for name, shape in low.items()
-        },
-    }
+    kinds = [(shape, torch.float32) for shape in exact.values()]
+    kinds += [(shape, torch.bfloat16) for shape in low.values()]
+    wide = {name: torch.empty(0, device="cpu") for name in WIDE}
+    return wide | dict(zip((*exact, *low), pieces(kinds), strict=True))
 
 
 def _addresses(tensors: "Parts | Kept") -> Any:
@@ -95,9 +89,10 @@ def working_room(name: str, sizes: Any) -> Iterator[Tensor]:
     try:
         work = _WORK.pop()
     except IndexError:  # none, or another thread has it
-        work = torch.empty(size, dtype=torch.uint8, device="cpu")
+        work = empty((size,), torch.uint8)
     if work.numel() < size:
-        work = torch.empty(size, dtype=torch.uint8, device="cpu")
+        del work
+        work = empty((size,), torch.uint8)
     yield work
     _WORK.append(work)
 
@@ -117,7 +112,7 @@ def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None) -> None:
 def gradients(p: "Parts") -> list[Tensor]:
     """Return room for the gradients of the parts, in one piece of memory."""
     sizes = [math.prod(t.shape) for t in p]
-    flat = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+    flat = empty((sum(sizes),))
     grads = [g.view(t.shape) for g, t in zip(flat.split(sizes), p, strict=True)]
     grads[p._fields.index("k_bias")].zero_()
     return grads
@@ -125,7 +120,7 @@ def gradients(p: "Parts") -> list[Tensor]:
 
 def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Tensor]) -> Tensor:
     """Fill `grads`; return the gradient of x (M, D) from that of the output (M, D)."""
-    grad_x = torch.empty_like(grad)
+    grad_x = empty(grad.shape)
     arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
     with working_room("i3_layer_backward_room", arguments[0]) as work:
         tensor_call(
