@@ -19,7 +19,6 @@ from i3lm.model.network import I3Network
 from i3lm.optim import learning_rate_factor, make_optimizer
 from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
-from i3lm.training.gradients import GradientRoom
 from i3lm.training.hardware import resident_bytes, to_device, undisturbed_steps
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
@@ -88,8 +87,6 @@ class Trainer:
         )
         self.counters = Counters()
         self.group.adopt(network, self.optimizer)
-        several = self.microbatch < self.sequences and config.parallel != "fsdp"
-        self._room = GradientRoom(network) if several and device.type == "cpu" else None
         chief = self.group.chief
         self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
         self._peak = 0  # bytes that were seen and answered
@@ -232,19 +229,19 @@ class Trainer:
             try:
                 self._require_sound(loss, norm)
             except Diverged as error:
-                self._clear_gradients()
+                self.network.zero_grad()
                 self.group.defer(error)
         except BaseException:
-            self._clear_gradients()
+            self.network.zero_grad()
             raise
         try:
             self.group.update(factor)
         except (MemoryError, RuntimeError) as error:
-            self._clear_gradients()
+            self.network.zero_grad()
             if not _out_of_memory(error):
                 raise
             raise Torn from error
-        self._clear_gradients()
+        self.network.zero_grad()
         tokens = self.sequences * self.context
         self.counters.step += 1
         self.group.stepped(self.counters.step)
@@ -260,12 +257,6 @@ class Trainer:
             "tokens_per_second": tokens / (time.monotonic() - begin),
             "memory": resident_bytes()[0],
         }
-
-    def _clear_gradients(self) -> None:
-        if self._room is None:
-            self.network.zero_grad()
-        else:
-            self._room.clear()
 
     def _require_sound(self, loss: float, norm: float) -> None:
         step = self.counters.step
