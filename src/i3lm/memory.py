@@ -13,9 +13,8 @@ from i3lm.errors import UserError
 from i3lm.presets import Architecture
 from i3lm.units import format_bytes
 
-# Code and caches of the matrix products, torch's, which it loads at the first ones: measured.
+# Code and caches of the matrix products, which torch loads at the first ones: measured.
 PRODUCTS_BYTES = 44_000_000
-OWN_PRODUCTS_BYTES = 16_000_000  # where the layers and the head have products of their own
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
 HEAD_LOGITS = 1 << 22  # as `whole_head.LOGITS`
 MUON_NUMBERS = 1 << 20  # of momenta in blocks that are float32 at once: `stored.UPDATED`
@@ -98,10 +97,8 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     numbers = per_matrix * matrices + per_other * (total - matrices)
     width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
     whole = 0 if choice.processes == 1 else _whole(sizes)
-    own = choice.low_bytes == 2 and _is_whole(sizes, choice)
-    products = OWN_PRODUCTS_BYTES if own else PRODUCTS_BYTES
     return Estimate(
-        runtime=runtime + products,
+        runtime=runtime + PRODUCTS_BYTES,
         weights=_weights(sizes, choice) // choice.processes + whole,
         gradients=4 * total // choice.processes + whole,
         states=round(numbers * width / choice.processes),
