@@ -4,6 +4,7 @@ import ctypes
 import signal
 
 import pytest
+import torch  # noqa: F401  # the whole of it, before a test's `benchmarks` asks for less
 
 # nohup and shells' background jobs ignore these, in every process started here, too; tests send
 # them.

@@ -99,7 +99,7 @@ class _FusedLayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BTD, heads, eps, low, again, keep, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
-        f, out = None, empty(x_BTD.shape, x_BTD.dtype)
+        f, out = None, empty(x_BTD.shape)
         if whole := whole_layer.fits(p, x_BTD, heads, low):
             kept = Kept(x1=x_BTD.flatten(0, 1), **whole_layer.room(p, x_BTD, heads))
             whole_layer.forward(p, kept, eps, out)

@@ -16,14 +16,17 @@ from torch import Tensor
 BORDER = 64  # bytes
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return an uninitialised tensor in memory."""
-    (tensor,) = pieces([(shape, dtype)])
+def empty(shape: Sequence[int]) -> Tensor:
+    """Return an uninitialised float32 tensor in memory. MemoryError where there is no room."""
+    (tensor,) = pieces([(shape, torch.float32)])
     return tensor
 
 
 def pieces(kinds: Iterable[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
-    """Return uninitialised tensors in one piece of memory, which stays while one of them does."""
+    """Return uninitialised tensors of these shapes and types in one piece of memory.
+
+    It stays while one of them does. MemoryError where there is no room.
+    """
     kinds = list(kinds)
     sizes = [-(-math.prod(shape) * dtype.itemsize // BORDER) * BORDER for shape, dtype in kinds]
     whole = np.empty(sum(sizes) + BORDER, np.uint8)

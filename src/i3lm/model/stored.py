@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from i3lm.model.room import empty
 from i3lm.model.stored_i3 import GROUP, LEVELS, SMALLEST, nearest, numbers_of
 from i3lm.native import tensor_call, tensor_library
 from i3lm.rounding import draws, seed_of
@@ -135,7 +134,7 @@ class _Rooms:
 
     def take(self, shape: torch.Size) -> Tensor:
         free = self._free.get(shape)
-        return free.pop() if free else empty(shape)
+        return free.pop() if free else torch.empty(shape, dtype=torch.float32)
 
     def give(self, room: Tensor) -> None:
         self._free.setdefault(room.shape, []).append(room)

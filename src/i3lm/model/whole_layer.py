@@ -89,10 +89,9 @@ def working_room(name: str, sizes: Any) -> Iterator[Tensor]:
     try:
         work = _WORK.pop()
     except IndexError:  # none, or another thread has it
-        work = empty((size,), torch.uint8)
+        work = torch.empty(size, dtype=torch.uint8, device="cpu")
     if work.numel() < size:
-        del work
-        work = empty((size,), torch.uint8)
+        work = torch.empty(size, dtype=torch.uint8, device="cpu")
     yield work
     _WORK.append(work)
 

@@ -39,10 +39,11 @@ def orthogonalise(x: Tensor) -> Tensor:
     gram /= norm**2
     eye = torch.eye(x.shape[1], device=x.device)
     product = None
-    for a, b, c in COEFFICIENTS:
+    for left, (a, b, c) in zip(reversed(range(len(COEFFICIENTS))), COEFFICIENTS, strict=True):
         q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) + a * eye
         product = q if product is None else q @ product
-        gram = q @ gram @ q
+        if left:
+            gram = q @ gram @ q
     assert product is not None
     return (product / norm) @ x
 
