@@ -224,7 +224,7 @@ def check() -> list[list[str]]:
             for r in full}  # fmt: skip
     for preset, speed in best.items():
         own = best["i3-12m"] * flops(256) / find_preset(preset).architecture.flops_per_token(256)
-        what = f"memory.json: tokens/s of {preset}, one core, from that of i3-12m"
+        what = f"memory.json: tokens/s of {preset} from that of i3-12m"
         rows.append([what, own, speed])
     for ratio in ("least_ratio", "greatest_ratio"):
         what = f"memory.json: peak memory, {ratio.partition('_')[0]} of 92 runs"
