@@ -4,6 +4,7 @@ Needs torch alone; transformers' `generate` gives the same tokens for the same i
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
-from i3lm.model.decoding import CompiledStep
+from i3lm.model.decoding import Pace, compiled_step
 from i3lm.model.network import I3Network
 from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import (
@@ -84,7 +85,8 @@ class Decoder(WindowDecoder):
         self.network = network
         self._device = next(network.parameters()).device
         self._states = network.new_states()
-        self._step = CompiledStep(network) if CompiledStep.fits(network) else None
+        self._step = compiled_step(network)
+        self._pace = Pace(torch.get_num_threads())
 
     @torch.inference_mode()
     def feed(self, ids: Sequence[int]) -> Tensor:
@@ -102,8 +104,11 @@ class Decoder(WindowDecoder):
 
     def _last_logits(self, ids: list[int]) -> Tensor:
         if self._step is not None and len(ids) == 1 and self._states[0].length:
-            return self._step(torch.tensor(ids), self._states)[0]
-        # Products of one row are too small to share: threads would only wait for each other.
+            threads, begin = self._pace.choose(), time.perf_counter()
+            logits = self._step(torch.tensor(ids), self._states, threads)[0]
+            self._pace.took(threads, time.perf_counter() - begin)
+            return logits
+        # torch's products of one row are too small to share: threads would only wait.
         with _threads(1 if len(ids) == 1 else torch.get_num_threads()):
             tokens = torch.tensor([ids], device=self._device)
             return self.network(tokens, self._states, last_only=True)[0, 0].float().cpu()

@@ -1,12 +1,15 @@
 """The compiled step of generation against the network's own."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from i3lm.generation import Decoder
 from i3lm.model import COMPILED
-from i3lm.model.decoding import CompiledStep
+from i3lm.model.decoding import CompiledStep, Pace, compiled_step
 from i3lm.model.fused import Factors, parts_of
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
@@ -89,11 +92,68 @@ def test_it_stands_for_plain_float32_networks_only():
     assert not CompiledStep.fits(network)
 
 
+@pytest.mark.parametrize("streams", [1, 5])
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 99, "rank": 33, "intermediate_size": 70}])
+def test_any_number_of_threads_gives_the_same_bits(streams, sizes):
+    network, ids = random_network(**sizes), torch.randint(0, 50, (streams, 12))
+    step, found = CompiledStep(network), []
+    for threads in (1, 2, 3, 7):
+        states = network.new_states()
+        with torch.inference_mode():
+            network(ids[:, :2], states)
+            found.append(torch.stack([step(ids[:, i], states, threads) for i in range(2, 12)]))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_a_step_is_made_anew_where_weights_changed_and_goes_with_its_network():
+    network = random_network()
+    step = compiled_step(network)
+    assert step is compiled_step(network)
+    with torch.no_grad():
+        network.lm_head.B.mul_(2)
+    changed = compiled_step(network)
+    assert changed is not step
+    network.model.layers[0].ffn.up.register_forward_hook(lambda *_: None)
+    assert compiled_step(network) is None
+    alive = weakref.ref(step), weakref.ref(changed)
+    del network, step, changed
+    gc.collect()
+    assert [ref() for ref in alive] == [None, None]
+
+
+def run_pace(most, seconds, steps):
+    """Return the numbers of threads of each step; seconds: of a step, by number of threads."""
+    pace, found = Pace(most), []
+    for _ in range(steps):
+        found.append(pace.choose())
+        pace.took(found[-1], seconds(found[-1], len(found)))
+    return found
+
+
+def test_the_quickest_number_of_threads_does_nearly_all_steps():
+    assert Pace(1).counts == [1]
+    assert Pace(6).counts == [1, 2, 4, 6]
+    assert set(run_pace(1, lambda count, step: 1.0, 9)) == {1}
+    for best in (1, 2, 4, 6):
+        found = run_pace(6, lambda count, step, best=best: 1 + abs(count - best) / 10, 2000)
+        assert found.count(best) > 0.9 * len(found)
+        assert set(found) == {1, 2, 4, 6}
+
+
+def test_where_a_wait_takes_long_it_is_hardly_tried_and_found_again_once_it_is_quick():
+    found = run_pace(2, lambda count, step: 100 if count == 2 else 1, 3000)
+    assert found.count(2) < 12
+    found = run_pace(2, lambda count, step: (100 if step < 300 else 0.5) if count == 2 else 1, 3000)
+    assert found[-1000:].count(2) > 900
+    found = run_pace(2, lambda count, step: (100 if step > 300 else 0.5) if count == 2 else 1, 900)
+    assert found[301:].count(2) < 9
+
+
 def test_a_decoder_says_the_same_with_and_without_it(monkeypatch):
     ids = list(range(10))
     logits = []
     for fits in (True, False):
-        monkeypatch.setattr(CompiledStep, "fits", lambda network, fits=fits: fits)
+        monkeypatch.setattr(CompiledStep, "fits", staticmethod(lambda network, fits=fits: fits))
         decoder = Decoder(random_network())
         steps = [decoder.feed(ids), *(decoder.feed([i]) for i in range(30))]  # past the window
         assert decoder.moved

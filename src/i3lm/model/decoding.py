@@ -4,6 +4,8 @@ torch's own call of some thirty small operations a layer costs several times the
 """
 
 import ctypes
+import math
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +17,8 @@ from i3lm.model.layers_i3 import used_rows
 from i3lm.model.network import I3Network, LayerState
 from i3lm.model.stored import stored_in
 from i3lm.native import tensor_call, tensor_library
+
+STATE_TENSORS = 4  # of a layer, the last of its addresses: `LayerState.buffers`
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -28,14 +32,13 @@ def _narrowed(parts: fused.Parts) -> fused.Parts:
 
 
 class CompiledStep:
-    """The step of a network whose weights stay as they are. Keeps the network's tensors alive.
+    """The step of a network whose weights stay as they are. Keeps their tensors alive.
 
     It reads the factors of a layer and of the head in bfloat16, as training multiplies them: half
     of the bytes, and the bytes decide. All else, and every sum, is float32.
     """
 
     def __init__(self, network: I3Network) -> None:
-        self.network = network
         model, head, self.config = network.model, network.lm_head, network.config
         self.classes = used_rows(self.config)
         with torch.no_grad():
@@ -46,7 +49,9 @@ class CompiledStep:
             *(head.A.bfloat16(), head.B.bfloat16(), head.bias),
         )
         self._outer_addresses = (ctypes.c_void_p * len(self._outer))(*_addresses(self._outer))
-        self._layer_addresses = [_addresses(parts) for parts in self._layers]
+        room = [None] * STATE_TENSORS
+        layers = [a for parts in self._layers for a in (*_addresses(parts), *room)]
+        self._addresses = (ctypes.c_void_p * len(layers))(*layers)
 
     @staticmethod
     def fits(network: I3Network) -> bool:
@@ -70,13 +75,15 @@ class CompiledStep:
         """Return logits (B, V) after tokens (B,) int64, which the states then hold too.
 
         The states must hold a position already. Rows that stand for no token have logit -inf.
+        Any number of threads gives the same bits.
         """
         config, position, streams = self.config, states[0].length, len(tokens)
         if position + 1 > states[0].capacity:
             raise ValueError(f"the window of {states[0].capacity} positions is full")
-        addresses = []
-        for layer, state in zip(self._layer_addresses, states, strict=True):
-            addresses += [*layer, *_addresses(state.buffers())]
+        addresses = type(self._addresses).from_buffer_copy(self._addresses)
+        each = len(addresses) // len(self._layers)
+        for end, state in zip(range(each, len(addresses) + 1, each), states, strict=True):
+            addresses[end - STATE_TENSORS : end] = _addresses(state.buffers())  # type: ignore[assignment]
             state.length += 1
         logits = torch.empty(streams, self.classes, dtype=torch.float32)
         tensor_call(
@@ -85,8 +92,71 @@ class CompiledStep:
             *(config.state_size, config.intermediate_size, self.classes),
             *(states[0].capacity, position, threads, float(config.layer_norm_eps)),
             tokens.contiguous(),
-            (ctypes.c_void_p * len(addresses))(*addresses),
+            addresses,
             self._outer_addresses,
             logits,
         )
+        if self.classes == config.vocab_size:
+            return logits
         return F.pad(logits, (0, config.vocab_size - self.classes), value=-torch.inf)
+
+
+_steps: weakref.WeakKeyDictionary[I3Network, tuple[list[tuple[int, int]], CompiledStep]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def compiled_step(network: I3Network) -> CompiledStep | None:
+    """Return the step of `network`, the one of last time unless weights changed; None: no step."""
+    if not CompiledStep.fits(network):
+        return None
+    parameters = list(network.parameters())
+    if any(p.is_inference() for p in parameters):  # whose changes are not counted
+        return CompiledStep(network)
+    versions = [(p.data_ptr(), p._version) for p in parameters]
+    known, step = _steps.get(network, (None, None))
+    if step is None or known != versions:
+        step = CompiledStep(network)
+        _steps[network] = versions, step
+    return step
+
+
+class Pace:
+    """How many threads a step gets: the number that was quickest, of 1, 2, 4 and so on to `most`.
+
+    A step waits some ten times a layer for its slowest thread. That is worth it while cores are
+    free; where other work holds one, a wait can take as long as many steps. So each number is tried
+    at first, and again after `PROBE` steps; after twice as many each time that it was far slower.
+    """
+
+    FIRST, PROBE, FAR = 3, 48, 2
+
+    def __init__(self, most: int) -> None:
+        self.counts = sorted({most, *(2**i for i in range(most.bit_length()))})
+        self._steps, self._seconds = 0, dict.fromkeys(self.counts, math.inf)
+        self._gap = dict.fromkeys(self.counts, self.PROBE)
+        self._due = dict(self._gap)
+
+    @property
+    def _best(self) -> int:
+        return min(self.counts, key=self._seconds.__getitem__)
+
+    def choose(self) -> int:
+        """Return the number of threads for the next step."""
+        self._steps += 1
+        if self._steps <= self.FIRST * len(self.counts):
+            return self.counts[self._steps % len(self.counts)]
+        best = self._best
+        return next((c for c in self.counts if c != best and self._steps >= self._due[c]), best)
+
+    def took(self, count: int, seconds: float) -> None:
+        """Learn what a step of `count` threads took."""
+        known, best = self._seconds[count], self._best
+        if self._steps <= self.FIRST * len(self.counts):
+            self._seconds[count] = min(known, seconds)
+            return
+        self._seconds[count] += (seconds - known) / 4
+        if count != best:
+            far = seconds > self.FAR * self._seconds[best]
+            self._gap[count] = 2 * self._gap[count] if far else self.PROBE
+            self._due[count] = self._steps + self._gap[count]

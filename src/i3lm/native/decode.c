@@ -207,7 +207,12 @@ typedef struct {
     float *x, *middle, *q, *y, *low, *inner, *hidden; /* shared by the threads */
 } Room;
 
-#define PART(count) int64_t first = (count) * thread / threads, last = (count) * (thread + 1) / threads
+/* A thread's share of `count` rows. It begins at a whole strip, so that any number of threads adds a row up alike. */
+static inline int64_t share(int64_t count, int64_t thread, int64_t threads) {
+    return thread == threads ? count : (count / 16 * thread + threads - 1) / threads * 16;
+}
+
+#define PART(count) int64_t first = share(count, thread, threads), last = share(count, thread + 1, threads)
 #define WAIT _Pragma("omp barrier")
 
 /* A layer, by one of the threads. n, state: this thread's own room, (streams, width) and (streams, states). */
@@ -240,8 +245,8 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
     }
     WAIT
     {
-        PART(z->streams * z->heads);
-        for (int64_t i = first; i < last; i++) {
+        int64_t all = z->streams * z->heads;
+        for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
             int64_t from = i / z->heads * width + i % z->heads * size;
             float *keys = t[KEYS] + i * z->capacity * size, *values = t[VALUES] + i * z->capacity * size;
             memcpy(keys + at * size, r->y + from, size * sizeof(float));
@@ -310,11 +315,11 @@ int i3_decode(int64_t streams, int64_t layers, int64_t width, int64_t heads, int
         for (int64_t i = 0; i < layers; i++)
             layer(&z, tensors + i * LAYER_TENSORS, &r, eps, n, state, work, thread, count);
         norm(streams, width, r.x, network[NORM_GAIN], network[NORM_SHIFT], eps, n);
-        rows(rank * thread / count, rank * (thread + 1) / count, width, network[HEAD_B], NULL, streams, n, width,
-             r.low, rank, 0);
+        rows(share(rank, thread, count), share(rank, thread + 1, count), width, network[HEAD_B], NULL, streams, n,
+             width, r.low, rank, 0);
         WAIT
-        rows(classes * thread / count, classes * (thread + 1) / count, rank, network[HEAD_A], network[HEAD_BIAS],
-             streams, r.low, rank, logits, classes, 0);
+        rows(share(classes, thread, count), share(classes, thread + 1, count), rank, network[HEAD_A],
+             network[HEAD_BIAS], streams, r.low, rank, logits, classes, 0);
     }
     free(scratch);
     return 0;
