@@ -1,7 +1,7 @@
 """A GPT of the nanoGPT shape: what people train today at this size.
 
 Pre-norm, learned positions, GELU feed-forward of four times the width, fused attention, head
-tied to the token embedding, no biases.
+tied to the token embedding, no biases; dropout, where it is asked for, in nanoGPT's places.
 """
 
 from dataclasses import dataclass
@@ -44,10 +44,10 @@ def sizes_like(parameters: int, vocabulary: int, positions: int) -> Sizes:
 class Block(nn.Module):
     """Attention and feed-forward, each behind a norm and beside a residual."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, dropout: float) -> None:
         super().__init__()
         d = sizes.width
-        self.heads = sizes.heads
+        self.heads, self.dropout = sizes.heads, dropout
         self.norm_1, self.norm_2 = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
@@ -60,19 +60,21 @@ class Block(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(self.norm_1(x)).chunk(3, dim=-1)
         )
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm_2(x))))
+        share = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=share)
+        x = x + F.dropout(self.out(y.transpose(1, 2).flatten(2)), share)
+        return x + F.dropout(self.down(F.gelu(self.up(self.norm_2(x)))), share)
 
 
 class GPT(nn.Module):
     """The language model."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: Sizes, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.tokens = nn.Embedding(sizes.vocabulary, sizes.width)
         self.positions = nn.Embedding(sizes.positions, sizes.width)
-        self.blocks = nn.ModuleList(Block(sizes) for _ in range(sizes.layers))
+        self.blocks = nn.ModuleList(Block(sizes, dropout) for _ in range(sizes.layers))
         self.norm = nn.LayerNorm(sizes.width, bias=False)
         for parameter in self.parameters():
             if parameter.ndim == 2:
@@ -81,7 +83,7 @@ class GPT(nn.Module):
     def hidden(self, inputs: Tensor) -> Tensor:
         """Return what the head sees, (B, T, D), for inputs (B, T)."""
         places = torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.tokens(inputs) + self.positions(places)
+        x = self.dropout(self.tokens(inputs) + self.positions(places))
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

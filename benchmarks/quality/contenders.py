@@ -3,7 +3,8 @@
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
 recipe, as i3lm+table=0.005+flat=0.2 or i3lm+state_bits=4 (`CHANGES` and `SETTINGS` list them), and
-other placements of low rank, as i3lm@down (see placement.py).
+other placements of low rank, as i3lm@down (see placement.py). The GPT takes +dropout=0.2, which
+also hides that share of its input tokens, as ours does.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_fac
 from i3lm.presets import Architecture
 from i3lm.training import loop
 from i3lm.training.config import TrainConfig
+from i3lm.training.dropping import Dropping
 from i3lm.training.hardware import choose_device, choose_precision
 from i3lm.training.loop import Diverged, Trainer
 
@@ -75,7 +77,9 @@ def _config(name: str, kind: type) -> Change:
 
 
 # Set before the trainer is made.
-SETTINGS: dict[str, type] = {"state_bits": int, "weight_bits": int, "optimizer": str}
+SETTINGS: dict[str, type] = {
+    "state_bits": int, "weight_bits": int, "optimizer": str, "dropout": float,
+}  # fmt: skip
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 CHANGES: dict[str, Change] = {
     "matrix": _set((MATRIX,), _rate),
@@ -157,14 +161,14 @@ def build(
     sizes = config.architecture(len(corpus.tokenizer))
     if kind == OURS:
         return _ours(config, corpus, sizes, placed, changes)
-    if changes or placed:
-        raise UserError(f"changes and placements are for {OURS}; leave them away")
+    share = _gpt_dropout(kind, placed, changes)
+    hiding = dataclasses.replace(config, dropout=share)
     width = sizes.max_position_embeddings
     if kind.startswith("published"):
         network: Any = published.Published(sizes, scan=kind == "published-scan")
         batch, bf16 = PUBLISHED_BATCH, False
     else:
-        network = gpt.GPT(gpt.sizes_like(sizes.parameters, sizes.vocab_size, width))
+        network = gpt.GPT(gpt.sizes_like(sizes.parameters, sizes.vocab_size, width), share)
         batch = max(1, batch_tokens // width)
         bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
     assert lr is not None
@@ -176,11 +180,18 @@ def build(
     loader = Loader(corpus.train, width, batch, seed)
 
     def steps(budget: Budget) -> Iterator[Progress]:
-        return _peer_steps(network, optimizer, loader, bf16, budget)
+        return _peer_steps(network, optimizer, loader, Dropping(hiding, sizes, None), bf16, budget)
 
     count = sum(p.numel() for p in network.parameters())
     settings = {"rate": lr, "batch": batch, "bf16": bf16, "parameters": count}
     return Contender(Scored(network, sizes), steps, settings)
+
+
+def _gpt_dropout(kind: str, placed: str, changes: list[str]) -> float:
+    name, _, share = changes[0].partition("=") if changes else ("dropout", "", "0")
+    if placed or len(changes) > 1 or name != "dropout" or (changes and not kind.startswith("gpt")):
+        raise UserError(f"changes and placements are for {OURS}, and +dropout for the GPT")
+    return float(share)
 
 
 def _ours(
@@ -200,10 +211,13 @@ def _ours(
         CHANGES[key](trainer, float(value))
 
     def steps(budget: Budget) -> Iterator[Progress]:
-        seconds = 0.0
+        seconds, count = 0.0, budget.tokens and -(-budget.tokens // config.batch_tokens)
+        planned = dataclasses.replace(config, steps=count, time=budget.seconds)
+        trainer.dropping = Dropping(planned, sizes, len(corpus.train))
         while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:
             begin = time.monotonic()
             network.train()
+            trainer.dropping.foresee(share, trainer.counters.tokens)
             try:
                 trainer.step(share)
             except Diverged as error:
@@ -254,7 +268,12 @@ def _group(named: Named, lr: float) -> ParameterGroup:
 
 
 def _peer_steps(
-    network: Any, optimizer: Optimizer, loader: Loader, bf16: bool, budget: Budget
+    network: Any,
+    optimizer: Optimizer,
+    loader: Loader,
+    dropping: Dropping,
+    bf16: bool,
+    budget: Budget,
 ) -> Iterator[Progress]:
     tokens, seconds = 0, 0.0
     for step in itertools.count():
@@ -262,7 +281,10 @@ def _peer_steps(
         if share >= 1:
             return
         begin = time.monotonic()
-        inputs, targets = map(torch.from_numpy, loader.batch(step))
+        network.train()
+        rows, after = loader.batch(step)
+        rows = dropping.hide(rows, step * loader.batch_size)
+        inputs, targets = torch.from_numpy(rows), torch.from_numpy(after)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = network.loss(inputs, targets)
         if not math.isfinite(float(loss.detach())):

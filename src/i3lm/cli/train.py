@@ -20,7 +20,7 @@ GROUPS = {
     "Basic": "data out resume preset time steps memory report_to quiet as_json",
     "Text": "documents text_column split lowercase skip_bad_lines stream",
     "Model": "vocab_size context",
-    "Optimisation": "optimizer lr batch_tokens seed",
+    "Optimisation": "optimizer lr batch_tokens dropout seed",
     "Memory": "microbatch gradient_checkpointing state_bits weight_bits qat_bits return_memory",
     "Expert": "precision device compile threads checkpoint_every eval_every parallel sync_every "
     "sync_bits ddp_timeout",
@@ -88,6 +88,10 @@ GROUPS = {
 @click.option("--checkpoint-every", metavar="EVERY", help="Steps, or a time  [default: 1m]")
 @click.option("--eval-every", metavar="EVERY", help="Steps, or a time  [default: 10 a run]")
 @click.option("--seed", metavar="N", type=int, help="The same seed, the same run  [default: 0]")
+@click.option(
+    "--dropout", metavar="SHARE", type=float,
+    help="Share of it  [default: by the passes over the text]",
+)  # fmt: skip
 @click.option("--device", metavar="NAME", help="cpu, cuda, mps, ...  [default: cpu]")
 @click.option("--compile/--no-compile", default=None, help="torch.compile  [default: on CUDA]")
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")

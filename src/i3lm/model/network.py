@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from i3lm.model.dropout import Dropout
 from i3lm.model.layers_i3 import (
     I3Layer,
     build_backbone,
@@ -84,7 +85,12 @@ class I3Backbone(nn.Module):
         for layer in self.layers:
             layer.held = held  # type: ignore[assignment]
 
-    def forward(self, input_ids: Tensor, states: list[LayerState] | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        states: list[LayerState] | None = None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """Return hidden states (B, T, D) of input_ids (B, T), going on from `states`."""
         past = states[0].length if states else 0
         positions = torch.arange(past, past + input_ids.shape[1], device=input_ids.device)
@@ -96,7 +102,8 @@ class I3Backbone(nn.Module):
             mask = torch.ones(total, total, dtype=torch.bool, device=input_ids.device).tril()[past:]
         for i, layer in enumerate(self.layers):
             with layer._hold():  # type: ignore[operator]
-                x = layer(x, mask, state=states[i] if states else None)
+                y = layer(x, mask, state=states[i] if states else None)
+            x = dropout(x, y, i) if dropout else y
         return self.norm(x)
 
 
@@ -120,12 +127,12 @@ class I3Network(nn.Module):
         hidden = self.model(input_ids, states)
         return head_logits(self.lm_head, hidden[:, -1:] if last_only else hidden, self.config)
 
-    def loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, input_ids: Tensor, targets: Tensor, dropout: Dropout | None = None) -> Tensor:
         """Return the cross-entropy in nats, summed over all targets (B, S) int64.
 
         They are of the last S <= T positions of input_ids (B, T).
         """
-        hidden = self.model(input_ids)
+        hidden = self.model(input_ids, dropout=dropout)
         if targets.shape[1] < hidden.shape[1]:
             hidden = hidden[:, -targets.shape[1] :]
         return self.head_loss(hidden, targets)

@@ -112,3 +112,55 @@ int i3_transition_scale(int64_t n, const float *A, float *scale) {
     free(room);
     return 0;
 }
+
+/* ---- dropout ---------------------------------------------------------------------------------------------------- */
+
+/* The final mix of MurmurHash3: every bit of the result depends on every bit of h. */
+static inline uint32_t scrambled(uint32_t h) {
+    h = (h ^ (h >> 16)) * 0x85ebca6bu;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+    return h ^ (h >> 16);
+}
+
+/* What a number is multiplied by: 0 for the share least / 2^32 of them, `scale` else. */
+static inline float kept(uint32_t i, const int64_t *keys, uint32_t least, float scale) {
+    return (scrambled(i * 0x9e3779b1u + (uint32_t)keys[0]) ^ (uint32_t)keys[1]) >= least ? scale : 0;
+}
+
+CLONES
+static void drop_rows(int64_t first, int64_t last, const int64_t *restrict keys, uint32_t least, float scale,
+                      const float *restrict x, const float *restrict y, float *restrict out) {
+    for (int64_t i = first; i < last; i++) out[i] = x[i] + kept(i, keys, least, scale) * (y[i] - x[i]);
+}
+
+CLONES
+static void drop_rows_backward(int64_t first, int64_t last, const int64_t *restrict keys, uint32_t least, float scale,
+                               const float *restrict grad, float *restrict grad_x, float *restrict grad_y) {
+    for (int64_t i = first; i < last; i++) {
+        grad_y[i] = kept(i, keys, least, scale) * grad[i];
+        grad_x[i] = grad[i] - grad_y[i];
+    }
+}
+
+#define DROP_CHUNK 8192
+#define FOR_CHUNKS(call)                                                                                               \
+    int64_t chunks = (count + DROP_CHUNK - 1) / DROP_CHUNK;                                                            \
+    _Pragma("omp parallel for collapse(2) schedule(static)")                                                           \
+    for (int64_t b = 0; b < batch; b++)                                                                                \
+        for (int64_t k = 0; k < chunks; k++) {                                                                         \
+            int64_t at = b * count, end = (k + 1) * DROP_CHUNK < count ? (k + 1) * DROP_CHUNK : count;                 \
+            call;                                                                                                      \
+        }                                                                                                              \
+    return 0
+
+/* out = x + m (y - x), all (batch, count), m = 0 for the share least / 2^32 of the numbers and `scale` for the others.
+ * keys: (batch, 2), each below 2^32. */
+int i3_dropout(int64_t batch, int64_t count, int64_t least, float scale, const int64_t *keys, const float *x,
+               const float *y, float *out) {
+    FOR_CHUNKS(drop_rows(k * DROP_CHUNK, end, keys + 2 * b, least, scale, x + at, y + at, out + at));
+}
+
+int i3_dropout_backward(int64_t batch, int64_t count, int64_t least, float scale, const int64_t *keys,
+                        const float *grad, float *grad_x, float *grad_y) {
+    FOR_CHUNKS(drop_rows_backward(k * DROP_CHUNK, end, keys + 2 * b, least, scale, grad + at, grad_x + at, grad_y + at));
+}

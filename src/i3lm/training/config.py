@@ -78,6 +78,7 @@ class TrainConfig:
     checkpoint_every: Every | None = None  # None: every minute
     eval_every: Every | None = None  # None: ten times a run
     seed: int = 0
+    dropout: float | None = None  # share; None: as the passes over the text ask
     device: str = "cpu"
     threads: int | None = None  # None: torch's choice
     precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
@@ -121,6 +122,8 @@ class TrainConfig:
                 option = f"--{name.replace('_', '-')}"
                 hint = did_you_mean(value, known)
                 raise UserError(f"{option} {value!r} is unknown; {hint}choose {_or(known)}")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout is {self.dropout}; it must be from 0 (none) to below 1")
         if self.weight_bits not in STATE_BITS:
             raise UserError(f"--weight-bits {self.weight_bits} must be 32, 8 or 4")
         if self.qat_bits not in (None, 8, 4):

@@ -19,6 +19,7 @@ from i3lm.model.network import I3Network
 from i3lm.optim import learning_rate_factor, make_optimizer
 from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
+from i3lm.training.dropping import Dropping
 from i3lm.training.hardware import resident_bytes, to_device, undisturbed_steps
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
@@ -85,6 +86,8 @@ class Trainer:
         self.loader = corpus.loader(
             self.context, self.sequences, config.seed, wait=self.heed_signals
         )
+        once = None if config.stream else len(corpus.train)
+        self.dropping = Dropping(config, network.config, once)
         self.counters = Counters()
         self.group.adopt(network, self.optimizer)
         chief = self.group.chief
@@ -168,6 +171,8 @@ class Trainer:
         for clock in (evaluation, checkpoint):
             clock.start(self.counters.step, self.seconds)
         while (progress := self._agreed_progress()) < 1.0:
+            if note := self.dropping.foresee(progress, self.counters.tokens):
+                yield {"note": note}
             try:
                 row = self.step(progress)
             except Diverged as error:
@@ -351,21 +356,22 @@ class Trainer:
         start, mine = self.group.share(self.sequences)
         count = self.group.divisor(self.sequences) * self.context
         first = self.counters.step * self.sequences + start
-        began: list[float] = []
-        begin = 0
+        began, begin = list[float](), 0
         while self.group.passes(begin < mine, self._stop):
             if self.counters.step == 0 and self.group.launch.size == 1:
                 began.append(time.monotonic())
                 require_time(self.config, began, self.microbatch, self.context)
-            size = min(self.microbatch, mine - begin)
-            rows = self._windows(first + begin, size)
+            size, sample = min(self.microbatch, mine - begin), first + begin
+            rows = self._windows(sample, size)
             begin += size
             if rows is None:
                 self.group.accompany()
                 continue
+            dropout = self.dropping.of_layers(sample, size)
+            rows = self.dropping.hide(rows[0], sample), rows[1]
             inputs, targets = (to_device(part, self.device) for part in rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.network.loss(inputs, targets) / count
+                loss = self.network.loss(inputs, targets, dropout) / count
             loss.backward()
             total += loss.detach()
         return total

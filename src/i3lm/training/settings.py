@@ -33,6 +33,7 @@ class Settings(TypedDict, total=False):
     checkpoint_every: Every | int | str | None  # steps, or "2m"
     eval_every: Every | int | str | None
     seed: int | None
+    dropout: float | None
     device: str | None
     threads: int | None
     precision: str | None
