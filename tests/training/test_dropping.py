@@ -1,5 +1,7 @@
 """Dropout: which tokens and numbers, how many, and how a run tells of it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from i3lm.presets import Architecture
 from i3lm.tokenizer import UNK
 from i3lm.tokenizer.rule import FIRST_BYTE
 from i3lm.training.config import TrainConfig
-from i3lm.training.dropping import FREE_PASSES, LARGEST_SHARE, SHARE_A_PASS, Dropping
+from i3lm.training.dropping import FORESEEN, FREE, LARGEST_SHARE, SHARE_EACH, Dropping
 from i3lm.training.run import train
 
 SIZES = Architecture(num_hidden_layers=3)
@@ -58,26 +60,30 @@ def test_a_sample_always_drops_the_same_of_its_layers():
     assert hiding(0.0).of_layers(5, 4) is None
 
 
-def test_it_grows_with_the_passes_to_come():
-    def share(**settings):
-        progress, tokens = settings.pop("at", (0.0, 0))
-        dropping = Dropping(TrainConfig(batch_tokens=50, **settings), SIZES, 1000)
-        dropping.foresee(progress, tokens)
+def test_it_fits_the_passes_to_come_and_the_size_of_the_model():
+    def share(sizes=SIZES, at=(0.0, 0), corpus=SIZES.parameters // 2, **settings):
+        dropping = Dropping(TrainConfig(batch_tokens=1000, **settings), sizes, corpus)
+        dropping.foresee(*at)
         return dropping.share
 
-    few = round(FREE_PASSES)
-    assert share(steps=20 * few) == 0
-    assert share(steps=20 * (few + 5)) == pytest.approx(5 * SHARE_A_PASS)
+    once = SIZES.parameters // 2 // 1000  # steps of a pass, with two parameters a token
+    few = round(FREE / 2)
+    assert share(steps=once * (few - 1)) == 0
+    wanted = share(steps=once * (few + 50))
+    assert wanted == pytest.approx((2 * (few + 50) - FREE) * SHARE_EACH, rel=1e-3)
+    half = dataclasses.replace(SIZES, hidden_size=256)
+    assert 0 < share(half, steps=once * (few + 50)) < wanted
     assert share(steps=10**6) == LARGEST_SHARE
     assert share(steps=10**6, dropout=0.0) == 0
     assert share(steps=1, dropout=0.7) == 0.7
     # A time's tokens are known once some of it has passed.
     assert share(time=60.0) == 0
-    assert share(time=60.0, at=(0.01, 10**6)) == 0
-    assert share(time=60.0, at=(0.1, 100 * (few + 5))) == pytest.approx(5 * SHARE_A_PASS)
+    assert share(time=60.0, at=(FORESEEN / 2, 10**9)) == 0
+    tokens = 1000 * once * (few + 50)
+    assert share(time=60.0, at=(0.1, tokens // 10)) == pytest.approx(wanted, rel=1e-3)
     # What ends first decides.
-    assert share(time=60.0, steps=20 * few, at=(0.1, 10**6)) == 0
-    assert share(time=60.0, steps=10**6, at=(0.1, 100 * few)) == 0
+    assert share(time=60.0, steps=once, at=(0.1, 10**9)) == 0
+    assert share(time=60.0, steps=10**6, at=(0.1, tokens // 10)) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_a_text_without_end_hides_none():

@@ -222,7 +222,7 @@ def test_a_budget_that_was_lowered_is_not_called_spent_to_the_percent(small_conf
     train(dataclasses.replace(TrainConfig.load(Path(config.out)), time=0.2), resume=True)
     page = report(config.out)
     assert "100% of" not in page
-    assert "has had 1s; asked for in the end: 0s" in page
+    assert re.search(r"has had \d+s; asked for in the end: 0s", page)
     assert "16,384 tokens" in page  # what the two figures of held-out text are
     assert "65,536" in page
 

@@ -13,13 +13,14 @@ from i3lm.tokenizer import UNK
 from i3lm.tokenizer.rule import FIRST_BYTE
 from i3lm.training.config import TrainConfig
 
-# The share for so many passes over the text: docs/results.md, "The same text many times".
-FREE_PASSES, SHARE_A_PASS, LARGEST_SHARE = 3.0, 0.02, 0.4
+# The share grows with passes over the text times parameters a token of it, past the first few:
+# docs/results.md, "The same text many times".
+FREE, SHARE_EACH, LARGEST_SHARE = 15.0, 0.0012, 0.3
 FORESEEN = 0.02  # of the budget: before, nobody knows how much a time budget will read
 
 
 class Dropping:
-    """Drops a share, the one asked for or one that grows with the passes over the text to come.
+    """Drops a share: the one asked for, or one that fits the passes over the text to come.
 
     corpus_tokens: of one pass; None where there is no second one. All that it drops is a pure
     function of the seed, the share and the sample.
@@ -27,7 +28,7 @@ class Dropping:
 
     def __init__(self, config: TrainConfig, sizes: Architecture, corpus_tokens: int | None) -> None:
         self._given, self._seed = config.dropout, config.seed % 2**64
-        self._layers = sizes.num_hidden_layers
+        self._layers, self._parameters = sizes.num_hidden_layers, sizes.parameters
         self._corpus_tokens, self._told = corpus_tokens, False
         self._planned = None if config.steps is None else config.steps * config.batch_tokens
         self.share = config.dropout or 0.0
@@ -43,8 +44,9 @@ class Dropping:
         if progress >= FORESEEN:
             expected.append(tokens / progress)
         passes = min(expected, default=0.0) / self._corpus_tokens
-        self.share = min(LARGEST_SHARE, max(0.0, (passes - FREE_PASSES) * SHARE_A_PASS))
-        if self.share == 0 or self._told:
+        excess = passes * self._parameters / self._corpus_tokens - FREE
+        self.share = min(LARGEST_SHARE, max(0.0, excess * SHARE_EACH))
+        if round(self.share, 2) == 0 or self._told:
             return None
         self._told = True
         return (
