@@ -14,7 +14,7 @@ from benchmarks import common
 from benchmarks.peers import gpt
 from i3lm.folder import Loaded
 from i3lm.generation import Decoder, Sampling, TextStream, make_generator
-from i3lm.model.decoding import compiled_step
+from i3lm.model.decoding import CompiledStep
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import BOS, ChunkTokenizer, VocabularyCounter
@@ -156,7 +156,8 @@ def ours(loaded: Loaded, ids: list[int], new: int) -> None:
 @torch.inference_mode()
 def ours_batched(network: I3Network, ids: Tensor, new: int) -> None:
     """Generate for several streams at once: the prompt by the network, then step by step."""
-    states, step, threads = network.new_states(), compiled_step(network), torch.get_num_threads()
+    states, threads = network.new_states(), torch.get_num_threads()
+    step = CompiledStep(network) if CompiledStep.fits(network) else None
     ids = network(ids, states, last_only=True)[:, -1].argmax(-1)
     for _ in range(new - 1):
         if step is None:

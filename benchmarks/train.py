@@ -81,6 +81,7 @@ class Ours:
             preset=task.preset,
             batch_tokens=step,
             steps=1_000_000,  # never reached: all steps are of the middle of a run
+            dropout=0.0,  # as the peers: the text is small
         )
         device = choose_device("cpu")
         self.precision = choose_precision(config.precision, device)

@@ -211,7 +211,8 @@ def _ours(
         CHANGES[key](trainer, float(value))
 
     def steps(budget: Budget) -> Iterator[Progress]:
-        seconds, count = 0.0, budget.tokens and -(-budget.tokens // config.batch_tokens)
+        seconds, step = 0.0, trainer.sequences * trainer.context
+        count = budget.tokens and -(-budget.tokens // step)
         planned = dataclasses.replace(config, steps=count, time=budget.seconds)
         trainer.dropping = Dropping(planned, sizes, len(corpus.train))
         while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from i3lm.errors import UserError
 from i3lm.folder import Loaded, load_folder
-from i3lm.model.decoding import Pace, compiled_step
+from i3lm.model.decoding import CompiledStep, Pace
 from i3lm.model.network import I3Network
 from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import (
@@ -85,7 +85,7 @@ class Decoder(WindowDecoder):
         self.network = network
         self._device = next(network.parameters()).device
         self._states = network.new_states()
-        self._step = compiled_step(network)
+        self._step = CompiledStep(network) if CompiledStep.fits(network) else None
         self._pace = Pace(torch.get_num_threads())
 
     @torch.inference_mode()

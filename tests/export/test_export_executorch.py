@@ -109,7 +109,7 @@ def test_the_command_line_talks_and_is_quiet(executorch_result, folder, monkeypa
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)
 
-    monkeypatch.setattr(generation, "compiled_step", lambda network: None)
+    monkeypatch.setattr(generation.CompiledStep, "fits", staticmethod(lambda network: False))
     wanted = generation.generate(folder, "Hello", temperature=0, max_new_tokens=8)
     assert run("generate", executorch_result["folder"], "Hello")["text"] == wanted
     messages = [{"role": "user", "content": "Hello"}]

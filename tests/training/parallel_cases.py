@@ -39,7 +39,7 @@ SIZES = Architecture(
 
 @dataclass(frozen=True)
 class Plan:
-    """Optimizer, bits of its states and of weights; which of these are gone on with."""
+    """Optimizer, bits of its states and of weights, dropout; which of these are gone on with."""
 
     cases: tuple[tuple, ...]
     resumed: tuple[tuple, ...]
@@ -53,14 +53,17 @@ class Plan:
 
 PLANS = {
     "ddp": Plan(
-        (*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4)),
+        (*product(OPTIMIZERS, STATE_BITS, (32,)), ("muon", 4, 4), ("muon", 32, 32, 0.3)),
         (("muon", 4, 32), ("adamw", 8, 32), ("lion", 32, 32), ("muon", 4, 4)),
         50,
         SIZES,
     ),
     # A table of 1,101 rows ends within a block of states, and its border is within a piece.
     "fsdp": Plan(
-        (*((name, 32, 32) for name in OPTIMIZERS), ("adamw", 8, 32), ("adamw", 4, 32)),
+        (
+            *((name, 32, 32) for name in OPTIMIZERS),
+            *(("adamw", 8, 32), ("adamw", 4, 32), ("muon", 32, 32, 0.3)),
+        ),
         (("muon", 32, 32), ("adamw", 8, 32)),
         16,
         dataclasses.replace(SIZES, vocab_size=1101),
@@ -69,13 +72,14 @@ PLANS = {
 
 
 def trainer(folder: Path, data: Path, case: tuple, group: Alone, plan: Plan) -> Trainer:
-    optimizer, states, weights = case
+    optimizer, states, weights, *dropout = case
     folder.mkdir(parents=True, exist_ok=True)
     config = TrainConfig(
         out=str(folder),
         optimizer=optimizer,
         state_bits=states,
         weight_bits=weights,
+        dropout=dropout[0] if dropout else 0.0,
         steps=plan.steps,
         batch_tokens=5 * 16,  # no number of processes but one divides 5
         microbatch=1,

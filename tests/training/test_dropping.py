@@ -1,6 +1,7 @@
 """Dropout: which tokens and numbers, how many, and how a run tells of it."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 from i3lm.tokenizer import UNK
 from i3lm.tokenizer.rule import FIRST_BYTE
-from i3lm.training.config import TrainConfig
+from i3lm.training.config import TrainConfig, _digest
 from i3lm.training.dropping import FORESEEN, FREE, LARGEST_SHARE, SHARE_EACH, Dropping
 from i3lm.training.run import train
 
@@ -62,15 +63,20 @@ def test_a_sample_always_drops_the_same_of_its_layers():
 
 def test_it_fits_the_passes_to_come_and_the_size_of_the_model():
     def share(sizes=SIZES, at=(0.0, 0), corpus=SIZES.parameters // 2, **settings):
-        dropping = Dropping(TrainConfig(batch_tokens=1000, **settings), sizes, corpus)
+        dropping = Dropping(TrainConfig(**settings), sizes, corpus)
         dropping.foresee(*at)
         return dropping.share
 
-    once = SIZES.parameters // 2 // 1000  # steps of a pass, with two parameters a token
+    once = SIZES.parameters // 2 // 1024  # steps of a pass, with two parameters a token
     few = round(FREE / 2)
-    assert share(steps=once * (few - 1)) == 0
+    assert share(steps=once * few) == 0
     wanted = share(steps=once * (few + 50))
-    assert wanted == pytest.approx((2 * (few + 50) - FREE) * SHARE_EACH, rel=1e-3)
+    assert wanted == pytest.approx((2 * (few + 49) - FREE) * SHARE_EACH, rel=1e-3)
+    # However small the text, one pass is free.
+    assert share(corpus=2048, steps=2) == 0
+    assert share(corpus=2048, steps=3) == LARGEST_SHARE
+    # A step reads whole windows.
+    assert share(corpus=2048, steps=2, batch_tokens=1100) == 0
     half = dataclasses.replace(SIZES, hidden_size=256)
     assert 0 < share(half, steps=once * (few + 50)) < wanted
     assert share(steps=10**6) == LARGEST_SHARE
@@ -79,10 +85,10 @@ def test_it_fits_the_passes_to_come_and_the_size_of_the_model():
     # A time's tokens are known once some of it has passed.
     assert share(time=60.0) == 0
     assert share(time=60.0, at=(FORESEEN / 2, 10**9)) == 0
-    tokens = 1000 * once * (few + 50)
+    tokens = 1024 * once * (few + 50)
     assert share(time=60.0, at=(0.1, tokens // 10)) == pytest.approx(wanted, rel=1e-3)
-    # What ends first decides.
-    assert share(time=60.0, steps=once, at=(0.1, 10**9)) == 0
+    # With both, whichever ends first, progress tells.
+    assert share(time=60.0, steps=10**6) == 0
     assert share(time=60.0, steps=10**6, at=(0.1, tokens // 10)) == pytest.approx(wanted, rel=1e-3)
 
 
@@ -96,7 +102,7 @@ def test_it_is_told_once():
     dropping = Dropping(TrainConfig(steps=10**6, batch_tokens=50), SIZES, 1000)
     note = dropping.foresee(0.0, 0)
     assert note is not None
-    assert "50000 times" in note
+    assert "256000 times" in note
     assert "--dropout 0" in note
     assert dropping.foresee(0.1, 1000) is None
 
@@ -141,3 +147,11 @@ def test_microbatches_change_nothing(small_config, tmp_path):
         )
         losses.append([row["loss"] for row in rows])
     assert np.allclose(*losses, rtol=1e-4)
+
+
+def test_a_run_from_before_there_was_dropout_goes_on_without():
+    values = json.loads(TrainConfig().to_json())
+    del values["check"], values["dropout"]
+    old = json.dumps({**values, "check": _digest(values)})
+    assert TrainConfig.parse(old).dropout == 0.0
+    assert TrainConfig.parse(TrainConfig().to_json()).dropout is None

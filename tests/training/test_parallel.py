@@ -56,7 +56,7 @@ def names(cases) -> list[str]:
 
 def tolerance(name: str) -> float:
     """Of a loss: rounding at random takes the other neighbour where a sum's last bit differs."""
-    _, states, weights = name.split("-")
+    _, states, weights, *_ = name.split("-")
     if weights != "32":
         return 5e-2
     return {"32": 1e-4, "8": 1e-2, "4": 3e-2}[states]

@@ -24,9 +24,10 @@ def corpus(text_file, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "states", "weights"), [*product(OPTIMIZERS, STATE_BITS, STATE_BITS)]
+    ("optimizer", "states", "weights", "dropout"),
+    [*product(OPTIMIZERS, STATE_BITS, STATE_BITS, (0.0,)), ("muon", 32, 32, 0.3)],
 )
-def test_bit_for_bit(small_config, corpus, tmp_path, optimizer, states, weights):
+def test_bit_for_bit(small_config, corpus, tmp_path, optimizer, states, weights, dropout):
     """Weights, states, their random rounding, loader position, schedule, metrics file."""
 
     def start(name: str) -> Trainer:
@@ -36,6 +37,7 @@ def test_bit_for_bit(small_config, corpus, tmp_path, optimizer, states, weights)
             optimizer=optimizer,
             state_bits=states,
             weight_bits=weights,
+            dropout=dropout,
             steps=STEPS,
             warmup_steps=2,
         )

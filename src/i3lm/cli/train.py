@@ -90,7 +90,7 @@ GROUPS = {
 @click.option("--seed", metavar="N", type=int, help="The same seed, the same run  [default: 0]")
 @click.option(
     "--dropout", metavar="SHARE", type=float,
-    help="Share of it  [default: by the passes over the text]",
+    help="What layers and text lack  [default: by passes]",
 )  # fmt: skip
 @click.option("--device", metavar="NAME", help="cpu, cuda, mps, ...  [default: cpu]")
 @click.option("--compile/--no-compile", default=None, help="torch.compile  [default: on CUDA]")

@@ -115,6 +115,7 @@ def _training(run: dict[str, Any] | None) -> str:
         ("speed", f"{run['tokens_per_second']:,.0f} tokens a second"),
         ("peak memory", f"{run['peak_memory_bytes'] / 1e6:,.0f} MB"),
         ("optimizer", f"{run['optimizer']}, {run['precision']}, seed {run['seed']}"),
+        ("dropout", f"{run.get('dropout') or 'none'}"),
     ]
     if "held_out_bits_per_character" in run:
         bits = f"{run['held_out_bits_per_character']:.3f} bits per character"

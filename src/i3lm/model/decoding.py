@@ -5,7 +5,6 @@ torch's own call of some thirty small operations a layer costs several times the
 
 import ctypes
 import math
-import weakref
 from collections.abc import Sequence
 
 import torch
@@ -101,32 +100,13 @@ class CompiledStep:
         return F.pad(logits, (0, config.vocab_size - self.classes), value=-torch.inf)
 
 
-_steps: weakref.WeakKeyDictionary[I3Network, tuple[list[tuple[int, int]], CompiledStep]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def compiled_step(network: I3Network) -> CompiledStep | None:
-    """Return the step of `network`, the one of last time unless weights changed; None: no step."""
-    if not CompiledStep.fits(network):
-        return None
-    parameters = list(network.parameters())
-    if any(p.is_inference() for p in parameters):  # whose changes are not counted
-        return CompiledStep(network)
-    versions = [(p.data_ptr(), p._version) for p in parameters]
-    known, step = _steps.get(network, (None, None))
-    if step is None or known != versions:
-        step = CompiledStep(network)
-        _steps[network] = versions, step
-    return step
-
-
 class Pace:
     """How many threads a step gets: the number that was quickest, of 1, 2, 4 and so on to `most`.
 
     A step waits some ten times a layer for its slowest thread. That is worth it while cores are
-    free; where other work holds one, a wait can take as long as many steps. So each number is tried
-    at first, and again after `PROBE` steps; after twice as many each time that it was far slower.
+    free; where other work holds one, a wait can take as long as many steps. So at first each number
+    is tried, from 1 up to one that is far slower, and later again after `PROBE` steps; after twice
+    as many each time that it was far slower.
     """
 
     FIRST, PROBE, FAR = 3, 48, 2
@@ -134,6 +114,7 @@ class Pace:
     def __init__(self, most: int) -> None:
         self.counts = sorted({most, *(2**i for i in range(most.bit_length()))})
         self._steps, self._seconds = 0, dict.fromkeys(self.counts, math.inf)
+        self._trials = dict.fromkeys(self.counts, self.FIRST)  # that are left
         self._gap = dict.fromkeys(self.counts, self.PROBE)
         self._due = dict(self._gap)
 
@@ -144,19 +125,24 @@ class Pace:
     def choose(self) -> int:
         """Return the number of threads for the next step."""
         self._steps += 1
-        if self._steps <= self.FIRST * len(self.counts):
-            return self.counts[self._steps % len(self.counts)]
         best = self._best
-        return next((c for c in self.counts if c != best and self._steps >= self._due[c]), best)
+        for count in self.counts:
+            if self._trials[count] or (count != best and self._steps >= self._due[count]):
+                return count
+        return best
 
     def took(self, count: int, seconds: float) -> None:
         """Learn what a step of `count` threads took."""
-        known, best = self._seconds[count], self._best
-        if self._steps <= self.FIRST * len(self.counts):
+        known = self._seconds[count]
+        if self._trials[count] or known == math.inf:
             self._seconds[count] = min(known, seconds)
-            return
-        self._seconds[count] += (seconds - known) / 4
-        if count != best:
-            far = seconds > self.FAR * self._seconds[best]
-            self._gap[count] = 2 * self._gap[count] if far else self.PROBE
-            self._due[count] = self._steps + self._gap[count]
+            self._trials[count] = max(0, self._trials[count] - 1)
+        else:
+            self._seconds[count] += (seconds - known) / 4
+        far = seconds > self.FAR * self._seconds[self._best]
+        self._gap[count] = 2 * self._gap[count] if far else self.PROBE
+        self._due[count] = self._steps + self._gap[count]
+        if far:  # more threads wait no less
+            for more in self.counts[self.counts.index(count) :]:
+                self._trials[more] = 0
+                self._due[more] = max(self._due[more], self._due[count])

@@ -1,7 +1,7 @@
 """Dropout of what a layer adds to the residual stream (Srivastava et al., 2014).
 
 Which numbers are dropped is a function of keys alone, the same on every device and for any division
-of the work: a counter goes through the final mix of MurmurHash3. No mask is kept for the way back.
+of the work: a counter goes through the final mix of MurmurHash3. The kernel keeps no mask.
 """
 
 from dataclasses import dataclass

@@ -78,7 +78,7 @@ class TrainConfig:
     checkpoint_every: Every | None = None  # None: every minute
     eval_every: Every | None = None  # None: ten times a run
     seed: int = 0
-    dropout: float | None = None  # share; None: as the passes over the text ask
+    dropout: float | None = None  # share; None: as passes over a small text ask
     device: str = "cpu"
     threads: int | None = None  # None: torch's choice
     precision: str = "auto"  # fp32, bf16, or auto: what is faster on this machine
@@ -215,6 +215,7 @@ class TrainConfig:
         values: dict[str, Any] = json.loads(text)
         if values.pop("check", None) != _digest(values):
             raise ValueError("it does not match its checksum")
+        values.setdefault("dropout", 0.0)  # of a run from before there was any
         for name in ("checkpoint_every", "eval_every"):
             values[name] = Every(**values[name]) if values[name] else None
         values["data"] = tuple(values["data"])

@@ -12,10 +12,12 @@ from i3lm.presets import Architecture
 from i3lm.tokenizer import UNK
 from i3lm.tokenizer.rule import FIRST_BYTE
 from i3lm.training.config import TrainConfig
+from i3lm.training.hardware import to_device
 
-# The share grows with passes over the text times parameters a token of it, past the first few:
-# docs/results.md, "The same text many times".
-FREE, SHARE_EACH, LARGEST_SHARE = 15.0, 0.0012, 0.3
+# The share grows with the passes after the first times parameters a token of the text, past the
+# first few: docs/results.md, "The same text many times".
+FREE, SHARE_EACH, LARGEST_SHARE = 10.0, 0.0012, 0.3
+CPU = torch.device("cpu")
 FORESEEN = 0.02  # of the budget: before, nobody knows how much a time budget will read
 
 
@@ -26,11 +28,19 @@ class Dropping:
     function of the seed, the share and the sample.
     """
 
-    def __init__(self, config: TrainConfig, sizes: Architecture, corpus_tokens: int | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        sizes: Architecture,
+        corpus_tokens: int | None,
+        device: torch.device = CPU,
+    ) -> None:
         self._given, self._seed = config.dropout, config.seed % 2**64
         self._layers, self._parameters = sizes.num_hidden_layers, sizes.parameters
-        self._corpus_tokens, self._told = corpus_tokens, False
-        self._planned = None if config.steps is None else config.steps * config.batch_tokens
+        self._corpus_tokens, self._told, self._device = corpus_tokens, False, device
+        self._steps = None if config.seconds else config.steps
+        window = sizes.max_position_embeddings
+        self._step_tokens = max(1, round(config.batch_tokens / window)) * window
         self.share = config.dropout or 0.0
 
     def foresee(self, progress: float, tokens: int) -> str | None:
@@ -40,11 +50,13 @@ class Dropping:
         """
         if self._given is not None or self._corpus_tokens is None:
             return None
-        expected: list[float] = [] if self._planned is None else [self._planned]
-        if progress >= FORESEEN:
-            expected.append(tokens / progress)
-        passes = min(expected, default=0.0) / self._corpus_tokens
-        excess = passes * self._parameters / self._corpus_tokens - FREE
+        expected = 0.0
+        if self._steps:
+            expected = self._steps * self._step_tokens
+        elif progress >= FORESEEN:
+            expected = tokens / progress
+        passes = expected / self._corpus_tokens
+        excess = (passes - 1) * self._parameters / self._corpus_tokens - FREE
         self.share = min(LARGEST_SHARE, max(0.0, excess * SHARE_EACH))
         if round(self.share, 2) == 0 or self._told:
             return None
@@ -73,7 +85,7 @@ class Dropping:
             return None
         size = self._layers, 2
         keys = [self._random(sample + row, 1).integers(2**32, size=size) for row in range(count)]
-        return Dropout(self.share, torch.from_numpy(np.stack(keys)))
+        return Dropout(self.share, to_device(np.stack(keys), self._device))
 
     def _random(self, *place: int) -> np.random.Generator:
         return np.random.default_rng((self._seed, *place))

@@ -87,7 +87,7 @@ class Trainer:
             self.context, self.sequences, config.seed, wait=self.heed_signals
         )
         once = None if config.stream else len(corpus.train)
-        self.dropping = Dropping(config, network.config, once)
+        self.dropping = Dropping(config, network.config, once, device)
         self.counters = Counters()
         self.group.adopt(network, self.optimizer)
         chief = self.group.chief

@@ -430,6 +430,7 @@ def _figures(trainer: Trainer, corpus: Corpus) -> dict:
         "minutes": trainer.seconds / 60,
         "tokens_per_second": counters.tokens / max(trainer.seconds, 1e-9),
         "optimizer": config.optimizer,
+        "dropout": round(trainer.dropping.share, 4),
         "precision": config.precision,
         "threads": torch.get_num_threads(),
         "processes": trainer.group.launch.size,
