@@ -138,8 +138,10 @@ def test_where_a_wait_takes_long_it_is_hardly_tried_and_found_again_once_it_is_q
     found = run_pace(2, lambda count, step: 100 if count == 2 else 1, 3000)
     assert found.count(2) < 9
     found = run_pace(64, lambda count, step: 1000**count if count > 2 else 1, 300)
-    assert found.count(4) < 4
+    assert found.count(4) < 7
     assert max(found) <= 8
+    found = run_pace(2, lambda count, step: 9 if step in (1, 5) else 1 / count, 40)
+    assert found[10:] == [2] * 30  # a single slow step tells nothing
     found = run_pace(2, lambda count, step: (100 if step < 300 else 0.5) if count == 2 else 1, 3000)
     assert found[-1000:].count(2) > 900
     found = run_pace(2, lambda count, step: (100 if step > 300 else 0.5) if count == 2 else 1, 900)

@@ -135,11 +135,14 @@ class Pace:
         """Learn what a step of `count` threads took."""
         known = self._seconds[count]
         if self._trials[count] or known == math.inf:
-            self._seconds[count] = min(known, seconds)
+            seconds = self._seconds[count] = min(known, seconds)
             self._trials[count] = max(0, self._trials[count] - 1)
         else:
             self._seconds[count] += (seconds - known) / 4
-        far = seconds > self.FAR * self._seconds[self._best]
+        best = self._best
+        if self._trials[count] or count == best:
+            return
+        far = seconds > self.FAR * self._seconds[best]
         self._gap[count] = 2 * self._gap[count] if far else self.PROBE
         self._due[count] = self._steps + self._gap[count]
         if far:  # more threads wait no less
