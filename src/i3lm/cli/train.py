@@ -97,7 +97,7 @@ GROUPS = {
 @click.option("--threads", metavar="N", type=int, help="CPU threads  [default: all cores]")
 @click.option(
     "--parallel", metavar="NAME", shell_complete=words("ddp fsdp diloco"),
-    help="ddp, fsdp (divide the model), diloco (slow links)",
+    help="ddp, fsdp (model divided), diloco (slow link)",
 )  # fmt: skip
 @click.option("--sync-every", metavar="N", type=int, help="Steps of diloco alone  [default: 50]")
 @click.option("--sync-bits", metavar="BITS", type=int, help="diloco's: 32, 8, 4  [default: 8]")

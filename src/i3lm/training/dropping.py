@@ -87,5 +87,5 @@ class Dropping:
         keys = [self._random(sample + row, 1).integers(2**32, size=size) for row in range(count)]
         return Dropout(self.share, to_device(np.stack(keys), self._device))
 
-    def _random(self, *place: int) -> np.random.Generator:
+    def _random(self, *place: int) -> "np.random.Generator":  # imported where it is needed alone
         return np.random.default_rng((self._seed, *place))
