@@ -11,7 +11,7 @@ from i3lm.model.fused import Factors, parts_of
 from i3lm.model.network import I3Network
 from i3lm.presets import Architecture
 
-pytestmark = pytest.mark.skipif(not COMPILED, reason="no compiler built the C kernels here")
+compiled = pytest.mark.skipif(not COMPILED, reason="no compiler built the C kernels here")
 
 
 def random_network(**sizes) -> I3Network:
@@ -41,6 +41,7 @@ def random_network(**sizes) -> I3Network:
     return network
 
 
+@compiled
 @pytest.mark.parametrize("streams", [1, 3, 4, 9])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("sizes", [{}, {"used_vocab_size": 41, "rank": 1, "state_size": 1}])
@@ -63,6 +64,7 @@ def test_it_is_the_networks_step(streams, threads, sizes):
         step(ids[:, 0], mine)
 
 
+@compiled
 @torch.inference_mode()
 def test_rounded_factors_change_logits_by_a_rounding_alone():
     network = random_network()
@@ -77,6 +79,7 @@ def test_rounded_factors_change_logits_by_a_rounding_alone():
     assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+@compiled
 def test_it_stands_for_plain_float32_networks_only():
     assert CompiledStep.fits(random_network())
     assert not CompiledStep.fits(random_network().double())
@@ -89,6 +92,7 @@ def test_it_stands_for_plain_float32_networks_only():
     assert not CompiledStep.fits(network)
 
 
+@compiled
 @pytest.mark.parametrize("streams", [1, 5])
 @pytest.mark.parametrize("sizes", [{}, {"hidden_size": 99, "rank": 33, "intermediate_size": 70}])
 def test_any_number_of_threads_gives_the_same_bits(streams, sizes):
@@ -102,6 +106,7 @@ def test_any_number_of_threads_gives_the_same_bits(streams, sizes):
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 
+@compiled
 def test_every_decoder_sees_the_weights_as_they_are_then():
     network = random_network()
     torch.manual_seed(0)
@@ -148,6 +153,7 @@ def test_where_a_wait_takes_long_it_is_hardly_tried_and_found_again_once_it_is_q
     assert found[301:].count(2) < 9
 
 
+@compiled
 def test_a_decoder_says_the_same_with_and_without_it(monkeypatch):
     ids = list(range(10))
     logits = []

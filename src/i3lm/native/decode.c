@@ -24,6 +24,8 @@ typedef struct {
     int64_t streams, layers, width, heads, rank, states, inner, classes, capacity, position;
 } Sizes;
 
+#define LANES 16
+
 #if defined(__GNUC__)
 typedef float Lanes __attribute__((vector_size(64)));
 typedef float Half __attribute__((vector_size(32)));
@@ -31,7 +33,6 @@ typedef float Quarter __attribute__((vector_size(16)));
 typedef int Order __attribute__((vector_size(16)));
 typedef uint32_t Wide __attribute__((vector_size(64)));
 typedef uint16_t Narrow __attribute__((vector_size(32)));
-#define LANES 16
 #define SHORT 128 /* numbers of a row */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -209,7 +210,7 @@ typedef struct {
 
 /* A thread's share of `count` rows. It begins at a whole strip, so that any number of threads adds a row up alike. */
 static inline int64_t share(int64_t count, int64_t thread, int64_t threads) {
-    return thread == threads ? count : (count / 16 * thread + threads - 1) / threads * 16;
+    return thread == threads ? count : (count / LANES * thread + threads - 1) / threads * LANES;
 }
 
 #define PART(count) int64_t first = share(count, thread, threads), last = share(count, thread + 1, threads)
