@@ -42,28 +42,38 @@ class Dropout:
 
     def __call__(self, x: Tensor, y: Tensor, layer: int) -> Tensor:
         """Return x + dropout(y - x) for the input x and the output y (B, T, D) of a layer."""
-        keys = self.keys[:, layer].contiguous()
         plain = x.dtype == y.dtype == torch.float32 and x.device.type == "cpu"
         if plain and tensor_library() is not None and not ops_i3.is_followed():
-            return _Dropped.apply(x.contiguous(), y.contiguous(), keys, self.share)
-        stay = kept(keys.to(x.device), x.shape[1] * x.shape[2], self.share).view(x.shape)
+            return _Dropped.apply(x.contiguous(), y.contiguous(), self, layer)
+        keys = self.keys[:, layer].to(x.device)
+        stay = kept(keys, x.shape[1] * x.shape[2], self.share).view(x.shape)
         return x + stay * ((y - x) / (1 - self.share))
+
+    def run(self, x: Tensor, y: Tensor, layer: int) -> Tensor:
+        """The same by the kernel, for float32 tensors in memory, (B * T, D) or (B, T, D)."""
+        out = empty(x.shape)
+        tensor_call("i3_dropout", *self._arguments(x, layer), x, y, out)
+        return out
+
+    def run_backward(self, grad: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and y from that of `run`'s result."""
+        grad_x, grad_y = empty(grad.shape), empty(grad.shape)
+        tensor_call("i3_dropout_backward", *self._arguments(grad, layer), grad, grad_x, grad_y)
+        return grad_x, grad_y
+
+    def _arguments(self, x: Tensor, layer: int) -> tuple[int, int, int, float, Tensor]:
+        rows = len(self.keys)
+        keys = self.keys[:, layer].contiguous()
+        return rows, x.numel() // max(1, rows), _least(self.share), 1 / (1 - self.share), keys
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, keys: Tensor, share: float) -> Tensor:
-        ctx.save_for_backward(keys)
-        ctx.sizes = len(x), x.shape[1] * x.shape[2], _least(share), 1 / (1 - share)
-        out = empty(x.shape)
-        tensor_call("i3_dropout", *ctx.sizes, keys, x, y, out)
-        return out
+    def forward(ctx: Any, x: Tensor, y: Tensor, dropout: Dropout, layer: int) -> Tensor:
+        ctx.dropout, ctx.layer = dropout, layer
+        return dropout.run(x, y, layer)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (keys,) = ctx.saved_tensors
-        grad_x, grad_y = empty(grad.shape), empty(grad.shape)
-        arguments = keys, grad.contiguous(), grad_x, grad_y
-        tensor_call("i3_dropout_backward", *ctx.sizes, *arguments)
-        return grad_x, grad_y, None, None
+        return *ctx.dropout.run_backward(grad.contiguous(), ctx.layer), None, None

@@ -100,8 +100,8 @@ class _FusedLayer(torch.autograd.Function):
     def forward(ctx, x_BTD, heads, eps, low, again, keep, *parameters):  # type: ignore[no-untyped-def]
         p = Parts(*parameters)
         f, out = None, empty(x_BTD.shape)
-        if whole := whole_layer.fits(p, x_BTD, heads, low):
-            kept = Kept(x1=x_BTD.flatten(0, 1), **whole_layer.room(p, x_BTD, heads))
+        if whole := whole_layer.fits(p, x_BTD.shape, heads, low):
+            kept = Kept(x1=x_BTD.flatten(0, 1), **whole_layer.room(p, x_BTD.shape, heads))
             whole_layer.forward(p, kept, eps, out)
         else:
             f = _factors(p, low)
@@ -129,7 +129,7 @@ class _FusedLayer(torch.autograd.Function):
 def _whole_backward(ctx: Any, kept: Kept, p: Parts, grad_BTD: Tensor) -> tuple[Tensor | None, ...]:
     grads = whole_layer.gradients(p)  # which stay, so they come before what is freed again
     if ctx.again == "full":
-        kept = kept._replace(**whole_layer.room(p, kept.x1.view(ctx.shape), ctx.heads))
+        kept = kept._replace(**whole_layer.room(p, ctx.shape, ctx.heads))
         whole_layer.forward(p, kept, ctx.eps, None)
     grad = grad_BTD.contiguous().flatten(0, 1)
     grad = whole_layer.backward(p, kept, ctx.eps, grad, grads)
@@ -297,22 +297,25 @@ def _recurrence_backward(
     return grad
 
 
-def parts_of(layer: Any) -> Parts:
-    """Return the tensors of an `I3Layer`."""
+def parameters_of(layer: Any) -> list[Tensor]:
+    """Return the parameters of an `I3Layer` in the order of `Parts`: w_mix where that has w."""
     recurrence, attention, ffn = layer.recurrence, layer.attention, layer.ffn
-    w = torch.sigmoid(recurrence.w_mix)
-    A = ops_i3.stable_transition(recurrence.A)
     maps = (attention.qkv_down, attention.q_up, attention.k_up, attention.v_up, attention.o_proj)
-    tensors = (
+    return [
         *_pair(layer.recurrence_norm),
-        *(w, A, recurrence.B, recurrence.C, recurrence.D),
+        *(recurrence.w_mix, recurrence.A, recurrence.B, recurrence.C, recurrence.D),
         *_pair(layer.attention_norm),
         *(tensor for module in maps for tensor in _pair(module)),
         *_pair(layer.ffn_norm),
         *(ffn.up.A, ffn.up.B, ffn.up.bias),
         *(ffn.down.A, ffn.down.B, ffn.down.bias),
-    )
-    return Parts._make(tensors)
+    ]
+
+
+def parts_of(layer: Any) -> Parts:
+    """Return the tensors of an `I3Layer`."""
+    parts = Parts(*parameters_of(layer))
+    return parts._replace(w=torch.sigmoid(parts.w), A=ops_i3.stable_transition(parts.A))
 
 
 def _pair(module: nn.Module) -> tuple[Any, Any]:
@@ -324,13 +327,17 @@ def is_plain(layer: nn.Module) -> bool:
 
     The layer's own hooks are called in any case: around its forward, which is asked here.
     """
-    leaves = (layers_i3.LoRPtLinear, layers_i3.Projection, layers_i3.Recurrence, nn.LayerNorm)
-    for module in list(layer.modules())[1:]:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            return False
-        if not any(module.children()) and type(module) not in leaves:
-            return False
-    return True
+    ours = (
+        *(layers_i3.Recurrence, layers_i3.Attention, layers_i3.FeedForward),
+        *(layers_i3.LoRPtLinear, layers_i3.Projection, nn.LayerNorm),
+    )
+    parts = list(layer.modules())[1:]
+    return all(type(part) in ours and not is_watched(part) for part in parts)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Say whether something asked to be told of a module's passes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def fused_layer(layer: Any, x: Tensor) -> Tensor | None:

@@ -201,9 +201,9 @@ def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False
 
 
 def transition_scale(A: Tensor) -> Tensor:
-    """Return the factor of `ops_i3.stable_transition` for A (N, N), float32."""
-    scale = torch.empty((), dtype=torch.float32, device="cpu")
-    tensor_call("i3_transition_scale", A.shape[0], A.contiguous(), scale)
+    """Return the factors of `ops_i3.stable_transition`, (...), for A (..., N, N), float32."""
+    scale = torch.empty(A.shape[:-2], dtype=torch.float32, device="cpu")
+    tensor_call("i3_transition_scale", scale.numel(), A.shape[-1], A.contiguous(), scale)
     return scale
 
 

@@ -20,6 +20,7 @@ from i3lm.model.layers_i3 import (
 )
 from i3lm.model.ops_i3 import embedding, head_loss
 from i3lm.model.stored import held, store
+from i3lm.model.whole_network import Structure, accumulate
 
 
 class LayerState:
@@ -113,6 +114,7 @@ class I3Network(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.structure: Structure | None = None  # of `accumulate`
         self.model = I3Backbone(config)
         self.lm_head = lorpt_map(config, config.hidden_size, config.vocab_size)
         self.apply(lambda module: init_module(module, config))
@@ -136,6 +138,27 @@ class I3Network(nn.Module):
         if targets.shape[1] < hidden.shape[1]:
             hidden = hidden[:, -targets.shape[1] :]
         return self.head_loss(hidden, targets)
+
+    def accumulate(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        scale: float,
+        dropout: Dropout | None = None,
+        bf16: bool = False,
+    ) -> Tensor:
+        """Add the gradients of scale * loss to `.grad`; return scale * loss, as of `loss`.
+
+        bf16: products run in bfloat16.
+        """
+        if bf16:
+            found = accumulate(self, input_ids, targets, scale, dropout)
+            if found is not None:
+                return found
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=bf16):
+            loss = self.loss(input_ids, targets, dropout) * scale
+        loss.backward()
+        return loss.detach()
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy in nats, summed, of hidden (B, T, D) against targets (B, T)."""

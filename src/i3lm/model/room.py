@@ -16,23 +16,39 @@ from torch import Tensor
 BORDER = 64  # bytes
 
 
+Kind = tuple[Sequence[int], torch.dtype]  # of a tensor
+
+
 def empty(shape: Sequence[int]) -> Tensor:
     """Return an uninitialised float32 tensor in memory. MemoryError where there is no room."""
-    (tensor,) = pieces([(shape, torch.float32)])
-    return tensor
+    return block(math.prod(shape) * 4).view(torch.float32).view(shape)
 
 
-def pieces(kinds: Iterable[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+def block(size: int) -> Tensor:
+    """Return `size` uninitialised bytes, from a border on. MemoryError where there is no room."""
+    whole = np.empty(size + BORDER, np.uint8)
+    begin = -whole.__array_interface__["data"][0] % BORDER
+    return torch.from_numpy(whole[begin : begin + size])
+
+
+def places(kinds: Iterable[Kind]) -> tuple[list[int], int]:
+    """Return where tensors of these shapes and types begin in a block, and its size, in bytes."""
+    begins, size = [], 0
+    for shape, dtype in kinds:
+        begins.append(size)
+        size += -(-math.prod(shape) * dtype.itemsize // BORDER) * BORDER
+    return begins, size
+
+
+def pieces(kinds: Iterable[Kind]) -> list[Tensor]:
     """Return uninitialised tensors of these shapes and types in one piece of memory.
 
     It stays while one of them does. MemoryError where there is no room.
     """
     kinds = list(kinds)
-    sizes = [-(-math.prod(shape) * dtype.itemsize // BORDER) * BORDER for shape, dtype in kinds]
-    whole = np.empty(sum(sizes) + BORDER, np.uint8)
-    begin = -whole.__array_interface__["data"][0] % BORDER
-    parts = torch.from_numpy(whole)[begin : begin + sum(sizes)].split(sizes)
+    begins, size = places(kinds)
+    whole = block(size)
     return [
-        part[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-        for part, (shape, dtype) in zip(parts, kinds, strict=True)
+        whole[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for begin, (shape, dtype) in zip(begins, kinds, strict=True)
     ]

@@ -157,13 +157,15 @@ def shape_of(parameter: Tensor) -> torch.Size:
 def store(layers: Iterable[nn.Module], bits: int, seed: int, master: bool = False) -> None:
     """Keep the matrices of `layers` in `bits` bits from now on, rounded with draws of `seed`.
 
-    With `master` they stay in float32 and are only seen in `bits` bits.
+    With `master` they stay in float32 and are only seen in `bits` bits. A recurrence's A, whose
+    powers reach over the whole window, is left as it is.
     """
     number = 0
     for layer in layers:
-        for parameter in layer.parameters():
+        for name, parameter in layer.named_parameters():
             number += 1
-            if parameter.ndim == 2 and parameter.numel() >= SMALLEST:
+            exact = name == "recurrence.A"
+            if parameter.ndim == 2 and parameter.numel() >= SMALLEST and not exact:
                 rounding, x = seed_of(seed, number), parameter.detach().contiguous()
                 matrix = RoundedMatrix(x, bits) if master else StoredMatrix.of(x, bits, rounding)
                 parameter.stored = matrix  # type: ignore[attr-defined]

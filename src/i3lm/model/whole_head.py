@@ -33,16 +33,20 @@ def head_loss(
         return None
     rows = -(-classes // SIDE) * SIDE
     A = F.pad(A, (0, 0, 0, rows - classes)) if rows > classes else A
-    block = max(SIDE, LOGITS // rows // SIDE * SIDE)
+    most = max(SIDE, LOGITS // rows // SIDE * SIDE)
+    block = -(-tokens // -(-tokens // most) // SIDE) * SIDE  # of equal size
     targets, total, grads = targets.contiguous(), 0.0, None
+    shapes = hidden.shape, (rows, rank), (rank, width), (rows,)
     if backward:
-        shapes = (rows, rank), (rank, width), (rows,)
-        grads = [empty(hidden.shape), *map(hidden.new_zeros, shapes)]
+        grads = [empty(shape) for shape in shapes]
     for begin in range(0, tokens, block):
         here = slice(begin, begin + block)
-        found = None if grads is None else [grads[0][here], *(empty(g.shape) for g in grads[1:])]
+        found = None
+        if grads is not None:
+            sums = grads[1:] if begin == 0 else [empty(shape) for shape in shapes[1:]]
+            found = [grads[0][here], *sums]
         total += _call(hidden[here], A, B, bias, targets[here], classes, found)
-        if grads is not None and found is not None:
+        if grads is not None and found is not None and begin:
             torch._foreach_add_(grads[1:], found[1:])
     if grads is not None:
         grads[1], grads[3] = grads[1][:classes], grads[3][:classes]

@@ -7,14 +7,14 @@ and torch hand out the next of a hundred operations. For `fused._FusedLayer` alo
 import contextlib
 import ctypes
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from i3lm.model import kernels
-from i3lm.model.room import empty, pieces
+from i3lm.model.room import Kind, empty, pieces
 from i3lm.native import tensor_call, tensor_library
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ WIDE = ("n1", "q", "k", "v", "inner")  # of `Kept`: what selective checkpointing
 SIDE = 32  # tokens and all sizes come in multiples of it
 
 
-def fits(p: "Parts", x_BTD: Tensor, heads: int, low: torch.dtype) -> bool:
-    """Say whether the passes take these sizes, on this processor."""
-    batch, steps, width = x_BTD.shape
+def fits(p: "Parts", shape: Sequence[int], heads: int, low: torch.dtype) -> bool:
+    """Say whether the passes take inputs of this shape (B, T, D), on this processor."""
+    batch, steps, width = shape
     sizes = (batch * steps, width, p.A.shape[0], p.q_up.shape[1], p.up_A.shape[0])
     return (
         low == torch.bfloat16
@@ -39,47 +39,67 @@ def fits(p: "Parts", x_BTD: Tensor, heads: int, low: torch.dtype) -> bool:
     )
 
 
-def room(p: "Parts", x_BTD: Tensor, heads: int) -> dict[str, Tensor]:
-    """Return tensors for what the way forward keeps, by the names of `Kept`.
+class Sizes(NamedTuple):
+    """As in native/whole.h."""
 
-    What is wide is empty: the way back computes it from the middles once more, a block of tokens at
-    a time, which is faster than to write it to memory and to read it.
+    batch: int
+    steps: int
+    width: int
+    states: int
+    rank: int
+    inner: int
+    heads: int
+
+
+def sizes_of(p: "Parts", shape: Sequence[int], heads: int) -> Sizes:
+    """Return the sizes of a layer's passes over (B, T, D)."""
+    batch, steps, width = shape
+    return Sizes(batch, steps, width, p.A.shape[0], p.q_up.shape[1], p.up_A.shape[0], heads)
+
+
+def kinds_kept(s: Sizes) -> dict[str, Kind]:
+    """Return shapes and types of what the way forward keeps beside x1, by the names of `Kept`.
+
+    What is wide is not among it: the way back computes it from the middles once more, a block of
+    tokens at a time, which is faster than to write it to memory and to read it.
     """
-    batch, steps, width = x_BTD.shape
-    tokens, rank = batch * steps, p.q_up.shape[1]
-    exact = {
-        "stats1": (tokens, 2), "states": (batch, steps, p.A.shape[0]), "x2": (tokens, width),
-        "stats2": (tokens, 2), "attention": (batch, heads, steps), "x3": (tokens, width),
-        "stats3": (tokens, 2),
-    }  # fmt: skip
-    low = {
-        "middle": (tokens, 3 * rank), "attended": (tokens, width),
-        "up_middle": (tokens, rank), "down_middle": (tokens, rank),
-    }  # fmt: skip
-    kinds = [(shape, torch.float32) for shape in exact.values()]
-    kinds += [(shape, torch.bfloat16) for shape in low.values()]
+    tokens, exact, low = s.batch * s.steps, torch.float32, torch.bfloat16
+    return {
+        "stats1": ((tokens, 2), exact),
+        "states": ((s.batch, s.steps, s.states), exact),
+        "x2": ((tokens, s.width), exact),
+        "stats2": ((tokens, 2), exact),
+        "middle": ((tokens, 3 * s.rank), low),
+        "attention": ((s.batch, s.heads, s.steps), exact),
+        "attended": ((tokens, s.width), low),
+        "x3": ((tokens, s.width), exact),
+        "stats3": ((tokens, 2), exact),
+        "up_middle": ((tokens, s.rank), low),
+        "down_middle": ((tokens, s.rank), low),
+    }
+
+
+def room(p: "Parts", shape: Sequence[int], heads: int) -> dict[str, Tensor]:
+    """Return tensors for what the way forward of (B, T, D) keeps, by the names of `Kept`."""
+    kinds = kinds_kept(sizes_of(p, shape, heads))
     wide = {name: torch.empty(0, device="cpu") for name in WIDE}
-    return wide | dict(zip((*exact, *low), pieces(kinds), strict=True))
+    return wide | dict(zip(kinds, pieces(kinds.values()), strict=True))
 
 
-def _addresses(tensors: "Parts | Kept") -> Any:
+def _addresses(tensors: "Parts | Kept") -> list[int]:
     """Return where tensors are, but for wide ones, in their order."""
-    found = [t.data_ptr() for n, t in zip(tensors._fields, tensors, strict=True) if n not in WIDE]
-    return (ctypes.c_void_p * len(found))(*found)
+    return [t.data_ptr() for n, t in zip(tensors._fields, tensors, strict=True) if n not in WIDE]
 
 
-def _sizes(p: "Parts", kept: "Kept") -> Any:
-    batch, steps, states = kept.states.shape
-    width, rank = p.q_up.shape
-    sizes = batch, steps, width, states, rank, p.up_A.shape[0], kept.attention.shape[1]
-    return (ctypes.c_int64 * len(sizes))(*sizes)
+def _sizes(p: "Parts", kept: "Kept") -> Sizes:
+    return sizes_of(p, (*kept.states.shape[:2], kept.x1.shape[1]), kept.attention.shape[1])
 
 
 _WORK: list[Tensor] = []  # that no call uses now: new memory each time would leave holes
 
 
 @contextlib.contextmanager
-def working_room(name: str, sizes: Any) -> Iterator[Tensor]:
+def working_room(name: str, sizes: "ctypes.Array[ctypes.c_int64]") -> Iterator[Tensor]:
     """Give what a call needs beside its tensors, on a border of 64 bytes; `name` says how much."""
     library = tensor_library()
     assert library is not None
@@ -103,26 +123,50 @@ def drop_work() -> None:
 
 def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None) -> None:
     """Fill `kept` but for x1, and `out` (M, D) if it is given."""
-    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
-    with working_room("i3_layer_forward_room", arguments[0]) as work:
-        tensor_call("i3_layer_forward", *arguments, out, work)
+    run_forward(_sizes(p, kept), _addresses(p), _addresses(kept), eps, out)
 
 
-def gradients(p: "Parts") -> list[Tensor]:
+def run_forward(
+    sizes: Sizes, parts: Sequence[int], kept: Sequence[int], eps: float, out: Tensor | None
+) -> None:
+    """Do what `forward` does, with addresses of `Parts` and, without the wide ones, `Kept`."""
+    counts = (ctypes.c_int64 * len(sizes))(*sizes)
+    with working_room("i3_layer_forward_room", counts) as work:
+        arguments = _array(parts), _array(kept), eps, kernels.gelu_tables(), out
+        tensor_call("i3_layer_forward", counts, *arguments, work)
+
+
+def _array(addresses: Sequence[int]) -> "ctypes.Array[ctypes.c_void_p]":
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def gradients(p: "Parts") -> "Parts":
     """Return room for the gradients of the parts, in one piece of memory."""
     sizes = [math.prod(t.shape) for t in p]
     flat = empty((sum(sizes),))
     grads = [g.view(t.shape) for g, t in zip(flat.split(sizes), p, strict=True)]
     grads[p._fields.index("k_bias")].zero_()
-    return grads
+    return type(p)(*grads)
 
 
-def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: list[Tensor]) -> Tensor:
+def backward(p: "Parts", kept: "Kept", eps: float, grad: Tensor, grads: "Parts") -> Tensor:
     """Fill `grads`; return the gradient of x (M, D) from that of the output (M, D)."""
-    grad_x = empty(grad.shape)
-    arguments = _sizes(p, kept), _addresses(p), _addresses(kept), eps, kernels.gelu_tables()
-    with working_room("i3_layer_backward_room", arguments[0]) as work:
-        tensor_call(
-            "i3_layer_backward", *arguments, _addresses(type(p)(*grads)), grad, grad_x, work
-        )
+    parts = _addresses(p), _addresses(kept)
+    return run_backward(_sizes(p, kept), *parts, eps, _addresses(grads), False, grad)
+
+
+def run_backward(
+    sizes: Sizes,
+    parts: Sequence[int],
+    kept: Sequence[int],
+    eps: float,
+    grads: Sequence[int],
+    add: bool,
+    grad: Tensor,
+) -> Tensor:
+    """Do what `backward` does, with addresses as `run_forward`; `add` to gradients or fill them."""
+    counts, grad_x = (ctypes.c_int64 * len(sizes))(*sizes), empty(grad.shape)
+    with working_room("i3_layer_backward_room", counts) as work:
+        arguments = _array(parts), _array(kept), eps, kernels.gelu_tables(), _array(grads), int(add)
+        tensor_call("i3_layer_backward", counts, *arguments, grad, grad_x, work)
     return grad_x

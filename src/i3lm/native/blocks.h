@@ -123,7 +123,8 @@ typedef struct {
     int transposed;
 } Outer;
 
-static inline void outer_products(int64_t tokens, const Outer *jobs, int count) {
+/* Fills what the jobs name, or with `add` adds to it. */
+static inline void outer_products(int64_t tokens, const Outer *jobs, int count, int add) {
     int64_t pieces = 0;
     for (int i = 0; i < count; i++) pieces += jobs[i].wide / SIDE;
 #pragma omp parallel
@@ -138,23 +139,24 @@ static inline void outer_products(int64_t tokens, const Outer *jobs, int count) 
             int64_t at = piece * SIDE, panel = LANES * tokens / 2;
             for (int64_t j = 0; j < job.high; j += SIDE) {
                 Left left = in_tiles(job.left + j * tokens, tokens);
-                float *to = job.transposed ? c : job.to + j * job.wide + at;
-                block(left, tokens / SIDE, job.right + 2 * piece * panel, panel, 0, to, job.transposed ? SIDE : job.wide);
-                if (job.transposed) transposed_block_to_float(c, SIDE, job.to + at * job.high + j, job.high);
+                float *to = job.to + (job.transposed ? at * job.high + j : j * job.wide + at);
+                block(left, tokens / SIDE, job.right + 2 * piece * panel, panel, 0, c, SIDE);
+                if (job.transposed) transposed_block_to_float(c, SIDE, add, to, job.high);
+                else block_to_float(c, add, to, job.wide);
             }
         }
         end_blocks();
     }
 }
 
-/* to (count) = the sum of `chunks` rows of partial, `stride` apart. */
-CLONES static inline void reduce(int64_t chunks, int64_t stride, const float *partial, int64_t count, float *to) {
+/* to (count) = the sum of `chunks` rows of partial, `stride` apart; with `add` that is added to it. */
+CLONES static inline void reduce(int64_t chunks, int64_t stride, const float *partial, int64_t count, float *to, int add) {
     for (int64_t c = 0; c < count; c += BLOCK) {
         float sums[BLOCK] = {0};
         int64_t width = count - c < BLOCK ? count - c : BLOCK;
         for (int64_t k = 0; k < chunks; k++)
             for (int64_t i = 0; i < width; i++) sums[i] += partial[k * stride + c + i];
-        for (int64_t i = 0; i < width; i++) to[c + i] = sums[i];
+        for (int64_t i = 0; i < width; i++) to[c + i] = add ? to[c + i] + sums[i] : sums[i];
     }
 }
 

@@ -81,8 +81,8 @@ int i3_head(const int64_t *sizes, const float *x, const float *A, const float *B
     if (for_blocks(&h, m, head_bytes(h.s), head_rows)) return 1;
     if (!d_x) return 0;
     const Outer jobs[] = {{h.left_middle, h.right_logits, r, v, d_A, 1}, {h.left_d_middle, h.right_x, r, d, d_B, 0}};
-    outer_products(m, jobs, 2);
-    reduce(m / SIDE, v, h.d_bias, v, d_bias);
+    outer_products(m, jobs, 2, 0);
+    reduce(m / SIDE, v, h.d_bias, v, d_bias, 0);
     return 0;
 }
 

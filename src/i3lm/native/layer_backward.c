@@ -9,7 +9,8 @@
 /* Names with `left_` and `right_` are packed factors of `outer_products`. */
 typedef struct {
     Layer layer;
-    Parts g; /* gradients */
+    Parts g; /* gradients, which are filled, or added to */
+    int add;
     const float *grad;
     float *grad_x, *grad_3;
     uint16_t *low;                     /* (M, D): the residual gradient of the branch that is next */
@@ -109,8 +110,8 @@ static void recurrence_rows_back(void *pass, int64_t row, Room own) {
                             b->sums + row / SIDE * sums_width(l->s) + l->s.inner + 7 * d);
 }
 
-/* dA = the sum over time of adjoint_t s_{t-1}^T, in float32. */
-CLONES static void transition_gradient(Sizes s, const float *adjoint, const float *states, float *to) {
+/* dA = the sum over time of adjoint_t s_{t-1}^T, in float32; with `add` that is added to it. */
+CLONES static void transition_gradient(Sizes s, const float *adjoint, const float *states, float *to, int add) {
     int64_t n = s.states;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
@@ -120,7 +121,7 @@ CLONES static void transition_gradient(Sizes s, const float *adjoint, const floa
             float factor = adjoint[t * n + i];
             for (int64_t j = 0; j < n; j++) sums[j] += factor * states[(t - 1) * n + j];
         }
-        memcpy(to + i * n, sums, n * sizeof(float));
+        for (int64_t j = 0; j < n; j++) to[i * n + j] = add ? to[i * n + j] + sums[j] : sums[j];
     }
 }
 
@@ -181,7 +182,7 @@ static int ffn_back(Backward *b) {
         {b->left_d_up_middle, b->right_n, r, d, b->g.up_B, 0},
     };
     if (for_blocks(b, l->tokens, backward_bytes(l->s), ffn_rows_back)) return 1;
-    outer_products(l->tokens, jobs, 4);
+    outer_products(l->tokens, jobs, 4, b->add);
     return 0;
 }
 
@@ -200,7 +201,7 @@ static int attention_back(Backward *b) {
                                    l->p.q_bias, b->d_out, l->k.log_sums, b->d_q, b->d_k, b->d_v) ||
         for_blocks(b, l->tokens, backward_bytes(l->s), attention_rows_back))
         return 1;
-    outer_products(l->tokens, jobs, 5);
+    outer_products(l->tokens, jobs, 5, b->add);
     return 0;
 }
 
@@ -220,8 +221,8 @@ static int recurrence_back(Backward *b) {
                              b->zeros + s.batch * d, b->d_q, b->d_w, b->d_D) ||
         for_blocks(b, l->tokens, backward_bytes(s), recurrence_rows_back))
         return 1;
-    transition_gradient(s, b->adjoint, l->k.states, b->g.A);
-    outer_products(l->tokens, jobs, 2);
+    transition_gradient(s, b->adjoint, l->k.states, b->g.A, b->add);
+    outer_products(l->tokens, jobs, 2, b->add);
     return 0;
 }
 
@@ -252,7 +253,7 @@ static void vectors_back(Backward *b) {
     };
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < (int64_t)(sizeof(all) / sizeof(all[0])); i++)
-        reduce(all[i].chunks, all[i].stride, all[i].from, all[i].count, all[i].to);
+        reduce(all[i].chunks, all[i].stride, all[i].from, all[i].count, all[i].to, b->add);
 }
 
 /* Bytes of `work` that the way back needs. */
@@ -266,11 +267,11 @@ int64_t i3_layer_backward_room(const int64_t *sizes) {
     return room.taken;
 }
 
-/* grads: addresses as in Parts, to be filled; that of k_bias is zero and left to the caller. grad, grad_x: (M, D).
- * work: see above. Returns 1 when there is no memory. */
+/* grads: addresses as in Parts, to be filled, or with `add` added to; that of k_bias is zero and left to the caller.
+ * grad, grad_x: (M, D). work: see above. Returns 1 when there is no memory. */
 int i3_layer_backward(const int64_t *sizes, float *const *parts, void *const *kept, float eps, const float *tables,
-                      float *const *grads, const float *grad, float *grad_x, char *work) {
-    Backward b = {.layer = layer_of(sizes, parts, kept, eps, tables), .grad = grad, .grad_x = grad_x};
+                      float *const *grads, int64_t add, const float *grad, float *grad_x, char *work) {
+    Backward b = {.layer = layer_of(sizes, parts, kept, eps, tables), .add = add != 0, .grad = grad, .grad_x = grad_x};
     memcpy(&b.g, grads, sizeof(b.g));
     Room room = {work, 0};
     uint32_t *words;

@@ -100,7 +100,7 @@ AVX512 static inline void tile_mirror(int64_t n, float *c) {
     for (int64_t i = 0; i < n; i += SIDE) {
         for (int64_t r = i; r < i + SIDE; r++)
             for (int64_t k = i; k < r; k++) c[r * n + k] = c[k * n + r];
-        for (int64_t j = i + SIDE; j < n; j += SIDE) transposed_block_to_float(c + i * n + j, n, c + j * n + i, n);
+        for (int64_t j = i + SIDE; j < n; j += SIDE) transposed_block_to_float(c + i * n + j, n, 0, c + j * n + i, n);
     }
 }
 

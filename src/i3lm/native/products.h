@@ -245,8 +245,20 @@ AVX512 static inline void block_to_low(const float *c, const float *bias, uint16
                                                            _mm512_add_ps(_mm512_loadu_ps(c), first)));
 }
 
-/* y <- c^T, 32 by 32; rows of c are `from` apart. */
-AVX512 static inline void transposed_block_to_float(const float *c, int64_t from, float *y, int64_t stride) {
+AVX512 static inline void put(__m512 x, int add, float *y) {
+    _mm512_storeu_ps(y, add ? _mm512_add_ps(_mm512_loadu_ps(y), x) : x);
+}
+
+/* y = c (32, 32), or with `add` the sum of both; rows of y are `stride` apart. */
+AVX512 static inline void block_to_float(const float *c, int add, float *y, int64_t stride) {
+    for (int64_t r = 0; r < SIDE; r++, c += SIDE, y += stride) {
+        put(_mm512_loadu_ps(c), add, y);
+        put(_mm512_loadu_ps(c + LANES), add, y + LANES);
+    }
+}
+
+/* The same with c^T; rows of c are `from` apart. */
+AVX512 static inline void transposed_block_to_float(const float *c, int64_t from, int add, float *y, int64_t stride) {
     for (int64_t i = 0; i < SIDE; i += LANES)
         for (int64_t j = 0; j < SIDE; j += LANES) {
             __m512i r[LANES];
@@ -254,6 +266,6 @@ AVX512 static inline void transposed_block_to_float(const float *c, int64_t from
             for (int k = 0; k < LANES; k++) r[k] = _mm512_loadu_si512(c + (i + k) * from + j);
             transpose_words(r);
 #pragma GCC unroll 16
-            for (int k = 0; k < LANES; k++) _mm512_storeu_si512(y + (j + k) * stride + i, r[k]);
+            for (int k = 0; k < LANES; k++) put(_mm512_castsi512_ps(r[k]), add, y + (j + k) * stride + i);
         }
 }

@@ -95,8 +95,7 @@ static double norm_of(int64_t count, const double *x) {
     return sqrt(sum);
 }
 
-/* The factor of `stable_transition` in model/ops_i3.py, for A (n, n). Returns 1 when there is no memory. */
-int i3_transition_scale(int64_t n, const float *A, float *scale) {
+static int transition_scale(int64_t n, const float *A, float *scale) {
     double *power = malloc(2 * n * n * sizeof(double)), *square = power + n * n, *swap;
     if (!power) return 1;
     void *room = power;
@@ -111,6 +110,15 @@ int i3_transition_scale(int64_t n, const float *A, float *scale) {
     *scale = (float)(1 / (bound > 1 || isnan(bound) ? bound : 1));
     free(room);
     return 0;
+}
+
+/* The factors of `stable_transition` in model/ops_i3.py, for each A (n, n) of (count, n, n). Returns 1 when there is no
+ * memory. */
+int i3_transition_scale(int64_t count, int64_t n, const float *A, float *scale) {
+    int failed = 0;
+#pragma omp parallel for schedule(static) reduction(| : failed)
+    for (int64_t i = 0; i < count; i++) failed |= transition_scale(n, A + i * n * n, scale + i);
+    return failed;
 }
 
 /* ---- dropout ---------------------------------------------------------------------------------------------------- */

@@ -370,10 +370,7 @@ class Trainer:
             dropout = self.dropping.of_layers(sample, size)
             rows = self.dropping.hide(rows[0], sample), rows[1]
             inputs, targets = (to_device(part, self.device) for part in rows)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = self.network.loss(inputs, targets, dropout) / count
-            loss.backward()
-            total += loss.detach()
+            total += self.network.accumulate(inputs, targets, 1 / count, dropout, self.autocast)
         return total
 
     def _windows(self, sample: int, count: int) -> tuple[np.ndarray, np.ndarray] | None:
