@@ -13,8 +13,14 @@ from i3lm.errors import UserError
 from i3lm.presets import Architecture
 from i3lm.units import format_bytes
 
-# Code and caches of the matrix products, which torch loads at the first ones: measured.
+# Code and caches of the matrix products, at the first ones: torch's, and our own. Measured, as all
+# shares of the heap below (docs/memory.md).
 PRODUCTS_BYTES = 44_000_000
+OWN_PRODUCTS_BYTES = 16_000_000
+RUN_BYTES = 8_000_000  # evaluating, samples, checkpoints, the terminal
+HEAP = 0.2  # of the gradients' size: what lies unused among all that stays
+STORED_HEAP = 0.35  # where float32 matrices were there before they were stored
+RETURNED_HEAP = 0.05
 HEAD_ROWS = 256  # tokens whose logits exist at once: as `ops_i3.head_loss`
 HEAD_LOGITS = 1 << 22  # as `whole_head.LOGITS`
 MUON_NUMBERS = 1 << 20  # of momenta in blocks that are float32 at once: `stored.UPDATED`
@@ -32,15 +38,15 @@ STATE_BITS_WORTH = {32: 1.0, 8: 0.97, 4: 0.9}
 FULL_SPEED_TOKENS = 1024  # of a microbatch: more is no faster
 
 
-def _holes(choice: "Choice") -> float:
-    """What the heap keeps of freed activations, as a share of them: measured (docs/memory.md)."""
+def _holes(choice: "Choice", whole: bool) -> float:
+    """What the heap keeps of freed activations, as a share of them."""
     if choice.return_memory:
         return 0.0
     if choice.processes > 1:  # large tensors go back to the system at once
         return 0.25
     if choice.low_bytes == 2:
-        return 0.42
-    return 0.6 if choice.gradient_checkpointing == "none" else 1.0
+        return 0.05 if whole else 0.42
+    return {"none": 0.6, "selective": 1.25, "full": 0.6}[choice.gradient_checkpointing]
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Choice:
 class Estimate:
     """Bytes at the peak of a training step, by what they are for."""
 
-    runtime: int  # Python, torch, code and caches
+    runtime: int  # Python, torch, code and caches, what the heap does not use
     weights: int
     gradients: int
     states: int  # of the optimizer
@@ -93,12 +99,17 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     total = sizes.parameters
     per_matrix, per_other = STATES[choice.optimizer]
     matrices = sizes.matrix_parameters
-    activations = round(_activations(sizes, choice) * (1 + _holes(choice)))
+    own = choice.processes == 1 and _is_whole(sizes, choice)
+    activations = round(_activations(sizes, choice) * (1 + _holes(choice, own)))
     numbers = per_matrix * matrices + per_other * (total - matrices)
     width = 4.0 if choice.state_bits == 32 else choice.state_bits / 8 + SCALE_BYTES
     whole = 0 if choice.processes == 1 else _whole(sizes)
+    code = RUN_BYTES + (OWN_PRODUCTS_BYTES if own else PRODUCTS_BYTES)
+    heap = HEAP if choice.weight_bits == 32 else STORED_HEAP
+    heap = RETURNED_HEAP if choice.return_memory else heap
+    unused = round(heap * 4 * total) if own else 0  # elsewhere holes of activations hide it
     return Estimate(
-        runtime=runtime + PRODUCTS_BYTES,
+        runtime=runtime + code + unused,
         weights=_weights(sizes, choice) // choice.processes + whole,
         gradients=4 * total // choice.processes + whole,
         states=round(numbers * width / choice.processes),
@@ -131,7 +142,7 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     low, layers = choice.low_bytes, sizes.num_hidden_layers
     layer = (sizes.matrix_parameters - r * d) // layers
     lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
-    if low == 2 and _is_whole(sizes, choice):  # `model.whole_layer`, `whole_head` share their room
+    if _is_whole(sizes, choice):  # `model.whole_layer`, `whole_head` share their room
         wide, back = 0, 8 * d
         room = choice.tokens * (10 * d + max(8 * r + 4 * f, 26 * d + 12 * r))
         room += low * (layer + r * (3 * d + f))
@@ -149,6 +160,8 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
 
 def _is_whole(sizes: Architecture, choice: Choice) -> bool:
     """Say whether layers of these sizes are computed as a whole; see `whole_layer.fits`."""
+    if choice.low_bytes != 2:
+        return False
     d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
     blocks = not any(size % 32 for size in (d, f, r, n, choice.tokens))
     return blocks and d // sizes.num_attention_heads % 16 == 0

@@ -108,7 +108,7 @@ def in_group(folder: Path, *arguments) -> subprocess.CompletedProcess:
 
 def test_the_limit_of_a_cgroup_is_kept(memory_group, tmp_path, text_file):
     """A run that would be killed in it is refused; one that fits with less is planned for less."""
-    folder = memory_group(500 << 20)
+    folder = memory_group(440 << 20)
     out = ("--data", text_file, "--out", tmp_path / "run", "--steps", 2, "--threads", 1)
     done = in_group(folder, "train", *out, "--preset", "i3-22m", "--batch-tokens", 8192)
     assert done.returncode == 2, done.stderr
