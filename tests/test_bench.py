@@ -55,6 +55,8 @@ def test_train(tmp_path):
     assert same == speeds["i3lm batch 16"]["median"] / best
     ours = speeds["i3lm"]["median"]
     assert result["ratio_gpt"] == ours / max(speeds[name]["median"] for name in gpts)
+    fastest = max(speeds[name]["median"] for name in mine)
+    assert result["ratio_gpt_best_batches"] == pytest.approx(result["ratio_gpt"] * fastest / ours)
     assert result["ratio_gpt"] == min(result["ratio_gpt_fp32"], result["ratio_gpt_bf16"])
     assert result["ratio_published"] == ours / speeds["published"]["median"]
     products = result["flops_per_second"]["fp32 products"]["median"]

@@ -30,9 +30,9 @@ SCALE_BYTES = 4 / 128  # of a number in states of 8 or 4 bits
 STATES = {"muon": (1, 2), "adamw": (2, 2), "lion": (1, 1)}  # a matrix's, another parameter's
 
 # Share of the full speed that is left, measured for i3-12m on two cores (docs/memory.md).
-CHECKPOINTING_SPEED = {"none": 1.0, "selective": 0.95, "full": 0.86}
-FILLED_POWER = 0.13  # of the speed in the share of FULL_SPEED_TOKENS that a microbatch has
-RETURNING_SPEED = 0.5  # every page that comes back has to be cleared first
+CHECKPOINTING_SPEED = {"none": 1.0, "selective": 0.95, "full": 0.82}
+FILLED_POWER = 0.35  # of the speed in the share of FULL_SPEED_TOKENS that a microbatch has
+RETURNING_SPEED = 0.6  # every page that comes back has to be cleared first
 # Fewer bits are slower by nothing to speak of; they come after what only costs time up to this.
 STATE_BITS_WORTH = {32: 1.0, 8: 0.97, 4: 0.9}
 FULL_SPEED_TOKENS = 1024  # of a microbatch: more is no faster
