@@ -113,6 +113,16 @@ def test_sizes_that_no_whole_layer_takes_keep_what_is_wide():
         assert (selective < 0.8 * none) == saves
 
 
+@pytest.mark.parametrize("change", [{"kernels": False}, {"context": 250}])
+def test_where_our_products_do_not_run_torchs_are_counted(change):
+    ours, torchs = (
+        estimate(SIZES, Choice(**{"microbatch": 4, "context": 256, **more}), RUNTIME)
+        for more in ({}, change)
+    )
+    assert torchs.activations > 1.3 * ours.activations
+    assert torchs.total > ours.total
+
+
 def test_plan_prints_what_goes_where():
     result = run("plan", "--preset", "i3-mini", "--json")
     assert result.exit_code == 0, result.output

@@ -63,6 +63,7 @@ class Choice:
     rounded: bool = False  # float32 matrices that are seen in few bits
     return_memory: bool = False  # freed memory goes back to the system at once
     processes: int = 1  # that divide weights, gradients and states among them (training/sharded.py)
+    kernels: bool = True  # our own products run on this processor
 
     @property
     def tokens(self) -> int:
@@ -160,10 +161,10 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
 
 def _is_whole(sizes: Architecture, choice: Choice) -> bool:
     """Say whether layers of these sizes are computed as a whole; see `whole_layer.fits`."""
-    if choice.low_bytes != 2:
+    if choice.low_bytes != 2 or not choice.kernels:
         return False
     d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
-    blocks = not any(size % 32 for size in (d, f, r, n, choice.tokens))
+    blocks = not any(size % 32 for size in (d, f, r, n, choice.context))  # of one sequence, too
     return blocks and d // sizes.num_attention_heads % 16 == 0
 
 
@@ -188,6 +189,7 @@ class Wanted:
     rounded: bool = False
     return_memory: bool | None = None
     processes: int = 1
+    kernels: bool = True
 
 
 class TooLittle(UserError):
@@ -237,4 +239,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             wanted.rounded,
             back,
             wanted.processes,
+            wanted.kernels,
         )

@@ -105,7 +105,25 @@ def test_gradients_are_added(instructions):
     assert all(error(twice[key], 2 * once[key]) < 1e-6 for key in once if once[key].any())
 
 
-def test_gradients_are_added_to_those_of_autograd():
+@pytest.mark.parametrize("order", ["da", "ad", "dad", "aad"], ids=str)
+def test_gradients_are_added_to_those_of_autograd(order):
+    """d: direct, a: by autograd."""
+    network, ids, targets = drawn("short sequences")
+    once = whole(network, ids, targets)[1]
+    network.zero_grad()
+    by = by_autograd(network, ids, targets)[1]
+    network.zero_grad()
+    for way in order:
+        if way == "a":
+            by_autograd(network, ids, targets)
+        else:
+            assert whole_network.accumulate(network, ids, targets, SCALE, None) is not None
+    for key, found in gradients(network).items():
+        expected = order.count("d") * once[key] + order.count("a") * by[key]
+        assert error(found, expected) < 1e-5 or not expected.any(), key
+
+
+def test_gradients_that_some_parameters_have_are_kept():
     network, ids, targets = drawn("short sequences")
     once = whole(network, ids, targets)[1]
     network.zero_grad()
@@ -140,10 +158,11 @@ def test_threads_change_no_bit(instructions):
     assert all(torch.equal(found[0][1][k], other[k]) for _, other in found[1:] for k in other)
 
 
+@pytest.mark.parametrize("master", [False, True], ids=["stored", "rounded"])
 @pytest.mark.parametrize("mode", ["none", "full"])
-def test_matrices_stored_in_few_bits(mode):
+def test_matrices_stored_in_few_bits(mode, master):
     network, ids, targets = drawn("short sequences")
-    network.model.store(4, seed=0)
+    network.model.store(4, seed=0, master=master)
     network.model.set_gradient_checkpointing(mode)
     matrix = network.model.layers[0].ffn.up.A
     mine = whole(network, ids, targets)
@@ -202,21 +221,125 @@ def narrow(network):
     network.lm_head.B.data = network.lm_head.B.data.double()
 
 
+def patched(network):
+    network.model.layers[0].forward = lambda x, *_, **__: x
+
+
+def tied(network):
+    attention = network.model.layers[0].attention
+    attention.k_up.weight = attention.q_up.weight
+
+
+def other_norm(network):
+    network.model.norm = torch.nn.RMSNorm(32)
+
+
+def hooked_parameter(network):
+    network.model.norm.weight.register_hook(lambda grad: grad)
+
+
+def hooked_after(network):
+    network.model.norm.weight.register_post_accumulate_grad_hook(lambda p: None)
+
+
+def hooked_back(network):
+    network.model.layers[0].register_full_backward_pre_hook(lambda *_: None)
+
+
+def pruned(network):
+    up, down = network.model.layers[1].ffn.up, network.model.layers[1].ffn.down
+    up.A, up.bias = (torch.nn.Parameter(p.detach()[:64]) for p in (up.A, up.bias))
+    down.B = torch.nn.Parameter(down.B.detach()[:, :64].contiguous())
+
+
+def pruned_in_place(network):
+    up, down = network.model.layers[1].ffn.up, network.model.layers[1].ffn.down
+    up.A.data, up.bias.data = up.A.data[:64], up.bias.data[:64]
+    down.B.data = down.B.data[:, :64].contiguous()
+
+
 def watched(network):
     network.model.norm.register_forward_pre_hook(lambda *_: None)
 
 
-@pytest.mark.parametrize("change", [hooked, frozen, replaced, turned, narrow, watched])
+CHANGES = [
+    *(hooked, frozen, replaced, turned, narrow, watched, patched, tied, other_norm),
+    *(hooked_parameter, hooked_after, hooked_back, pruned, pruned_in_place),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("before", [False, True], ids=["at first", "later"])
 def test_what_is_not_plain_is_left_to_autograd(change, before):
     """Also where the network was plain at the pass before."""
-    network, ids, targets = drawn("one layer")
+    network, ids, targets = drawn("long ones" if "pruned" in change.__name__ else "one layer")
     if before:
         assert whole_network.accumulate(network, ids, targets, SCALE, None) is not None
     network.zero_grad()
     change(network)
     assert whole_network.accumulate(network, ids, targets, SCALE, None) is None
     assert all(p.grad is None for p in network.parameters())
+
+
+def test_gradients_that_lie_otherwise_are_left_to_autograd():
+    network, ids, targets = drawn("one layer")
+    matrix = network.model.layers[0].attention.o_proj.weight
+    matrix.grad = torch.zeros_like(matrix).t()
+    assert whole_network.accumulate(network, ids, targets, SCALE, None) is None
+
+
+def test_a_hook_that_is_gone_is_forgotten():
+    network, ids, targets = drawn("one layer")
+    hook = network.model.layers[0].register_forward_hook(lambda *_: None)
+    assert whole_network.accumulate(network, ids, targets, SCALE, None) is None
+    hook.remove()
+    assert whole_network.accumulate(network, ids, targets, SCALE, None) is not None
+
+
+def test_a_new_layer_is_seen():
+    network, ids, targets = drawn("one layer")
+    whole(network, ids, targets)
+    network.model.layers.append(copy.deepcopy(network.model.layers[0]))
+    loss, grads = whole(network, ids, targets)
+    assert grads["model.layers.1.ffn.up.A"].any()
+    network.zero_grad()
+    assert loss == pytest.approx(by_autograd(network, ids, targets)[0], rel=1e-4)
+
+
+def test_an_empty_microbatch_has_no_loss():
+    network, ids, targets = drawn("one layer")
+    assert whole_network.accumulate(network, ids[:0], targets[:0], SCALE, None) is None
+
+
+def test_memory_that_runs_out_leaves_nothing_held(monkeypatch):
+    network, ids, targets = drawn("short sequences")
+    network.model.store(4, seed=0)
+    expected = whole(network, ids, targets)
+    calls, run = [], whole_layer.run_backward
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError
+        return run(*arguments)
+
+    monkeypatch.setattr(whole_layer, "run_backward", fail)
+    network.zero_grad()
+    with pytest.raises(MemoryError):
+        whole_network.accumulate(network, ids, targets, SCALE, None)
+    assert network.model.layers[1].ffn.up.A.numel() == 0
+    again = whole(network, ids, targets)
+    assert again[0] == expected[0]
+    assert all(torch.equal(again[1][key], expected[1][key]) for key in again[1])
+
+
+def test_a_default_device_changes_nothing():
+    network, ids, targets = drawn("one layer")
+    expected = whole(network, ids, targets)
+    with torch.device("meta"):
+        found = whole(network, ids, targets)
+    assert found[0] == expected[0]
+    assert all(torch.equal(found[1][key], expected[1][key]) for key in found[1])
 
 
 def test_a_new_parameter_is_taken():

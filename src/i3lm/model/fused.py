@@ -336,8 +336,9 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Say whether something asked to be told of a module's passes."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Say whether something asked to be told of a module's passes, or has taken its place."""
+    forward = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def fused_layer(layer: Any, x: Tensor) -> Tensor | None:

@@ -31,9 +31,9 @@ def narrow(tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
         return list(tensors)
     tensors = [t.contiguous() for t in tensors]
     counts = [t.numel() for t in tensors]
-    flat = torch.empty(sum(counts), dtype=low)
+    flat = torch.empty(sum(counts), dtype=low, device="cpu")
     addresses = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-    tensor_call("i3_narrow", len(tensors), addresses, torch.tensor(counts), flat)
+    tensor_call("i3_narrow", len(tensors), addresses, torch.tensor(counts, device="cpu"), flat)
     pieces = flat.split(counts)
     return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
 
@@ -156,7 +156,7 @@ def attention_forward(
     biases: of q and v, float32 (D). One of k would change nothing: softmax takes it away.
     """
     sizes, y = _heads(q, batch, heads), torch.empty_like(q)
-    log_sums = torch.empty(batch, heads, sizes[1], dtype=torch.float32)
+    log_sums = torch.empty(batch, heads, sizes[1], dtype=torch.float32, device="cpu")
     _call("i3_attention_forward", q.dtype, *sizes, q, k, v, *biases, y, log_sums)
     return y, log_sums
 
@@ -215,8 +215,8 @@ def cross_entropy(
     With `backward` the logits are replaced by their gradient.
     """
     chunks, classes = -(-logits.shape[0] // ROWS), logits.shape[1]
-    losses = torch.empty(chunks, dtype=torch.float64)
-    grad = torch.zeros(chunks, classes, dtype=torch.float32) if backward else None
+    losses = torch.empty(chunks, dtype=torch.float64, device="cpu")
+    grad = torch.zeros(chunks, classes, dtype=torch.float32, device="cpu") if backward else None
     arguments = (logits, bias, targets.contiguous(), losses, grad)
     _call("i3_cross_entropy", logits.dtype, *logits.shape, *arguments)
     return losses.sum(), None if grad is None else grad.sum(0)

@@ -151,7 +151,8 @@ class I3Network(nn.Module):
 
         bf16: products run in bfloat16.
         """
-        if bf16:
+        ours = type(self) is I3Network and type(self.model) is I3Backbone
+        if bf16 and ours:
             found = accumulate(self, input_ids, targets, scale, dropout)
             if found is not None:
                 return found

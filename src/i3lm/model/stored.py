@@ -36,8 +36,9 @@ class StoredMatrix:
     def of(cls, x: Tensor, bits: int, seed: int) -> "StoredMatrix":
         """Store a contiguous float32 matrix, rounded with draws of `seed`."""
         groups = -(-x.numel() // GROUP)
-        codes = torch.empty(groups * GROUP * bits // 8, dtype=torch.uint8)
-        stored = cls(codes, torch.zeros(groups, dtype=torch.bfloat16), x.shape, bits)
+        codes = torch.empty(groups * GROUP * bits // 8, dtype=torch.uint8, device="cpu")
+        scales = torch.zeros(groups, dtype=torch.bfloat16, device="cpu")
+        stored = cls(codes, scales, x.shape, bits)
         stored.write(x, seed)
         return stored
 
@@ -51,7 +52,7 @@ class StoredMatrix:
 
     def read(self, out: Tensor | None = None) -> Tensor:
         """Return the matrix in float32, in `out` where it is given."""
-        x = torch.empty(self.shape, dtype=torch.float32) if out is None else out
+        x = _room(self.shape) if out is None else out
         if tensor_library() is not None:
             tensor_call("i3_read_groups", x.numel(), self.bits, self.codes, self.scales, x)
         else:
@@ -123,6 +124,10 @@ class RoundedMatrix:
             self.master.copy_(x)
 
 
+def _room(shape: torch.Size) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 class _Rooms:
     """Room for float32 matrices, used again and again: freed blocks would leave holes in the heap.
 
@@ -134,7 +139,7 @@ class _Rooms:
 
     def take(self, shape: torch.Size) -> Tensor:
         free = self._free.get(shape)
-        return free.pop() if free else torch.empty(shape, dtype=torch.float32)
+        return free.pop() if free else _room(shape)
 
     def give(self, room: Tensor) -> None:
         self._free.setdefault(room.shape, []).append(room)
@@ -173,7 +178,7 @@ def store(layers: Iterable[nn.Module], bits: int, seed: int, master: bool = Fals
 
 
 def _drop(parameter: Tensor) -> None:
-    parameter.data = torch.empty(0)
+    parameter.data = torch.empty(0, device="cpu")
 
 
 @contextlib.contextmanager

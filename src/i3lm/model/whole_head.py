@@ -1,6 +1,6 @@
 """The loss of a LoRPt head and its gradients in one call: native/head.c.
 
-It computes what `ops_i3.head_loss` does, in bfloat16. For `ops_i3.head_kernel` alone.
+It computes what `ops_i3.head_loss` does, in bfloat16. For `ops_i3.head_kernel` and `whole_network`.
 """
 
 import ctypes
@@ -59,7 +59,7 @@ def _call(
 ) -> float:  # fmt: skip
     numbers = (*hidden.shape, A.shape[1], A.shape[0], classes)
     sizes = (ctypes.c_int64 * len(numbers))(*numbers)
-    losses = torch.empty(hidden.shape[0] // SIDE, dtype=torch.float64)
+    losses = torch.empty(hidden.shape[0] // SIDE, dtype=torch.float64, device="cpu")
     with working_room("i3_head_room", sizes) as work:
         tensors = hidden, A, B, bias, targets, losses, *(grads or (None,) * 4), work
         tensor_call("i3_head", sizes, *tensors)

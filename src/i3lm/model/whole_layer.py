@@ -1,7 +1,7 @@
 """A layer's training pass in one call each way: native/layer_forward.c and layer_backward.c.
 
 It computes what `fused` does, in bfloat16, with products of its own: no thread waits while Python
-and torch hand out the next of a hundred operations. For `fused._FusedLayer` alone.
+and torch hand out the next of a hundred operations. For `fused` and `whole_network`.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ def fits(p: "Parts", shape: Sequence[int], heads: int, low: torch.dtype) -> bool
     sizes = (batch * steps, width, p.A.shape[0], p.q_up.shape[1], p.up_A.shape[0])
     return (
         low == torch.bfloat16
+        and batch * steps > 0
         and not any(size % SIDE for size in sizes)
         and p.up_A.shape[1] == p.down_A.shape[1] == p.q_up.shape[1]
         and width // heads % 16 == 0

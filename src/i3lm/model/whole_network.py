@@ -11,14 +11,14 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from i3lm.model import fused, kernels, ops_i3, whole_head, whole_layer
 from i3lm.model.dropout import Dropout
 from i3lm.model.fused import Kept, Parts
-from i3lm.model.layers_i3 import LoRPtLinear, used_rows
+from i3lm.model.layers_i3 import I3Layer, LoRPtLinear, used_rows
 from i3lm.model.room import block, empty, places
-from i3lm.model.stored import held
+from i3lm.model.stored import held, shape_of
 
 W, A = Parts._fields.index("w"), Parts._fields.index("A")  # computed from the parameters there
 # Where the way forward keeps what, without the input itself.
@@ -31,13 +31,14 @@ def accumulate(
     """Add the gradients of scale * loss to `.grad`; return scale * loss.
 
     input_ids and targets: (B, T) int64; products in bfloat16. None, and nothing is done, where the
-    passes do not fit.
+    passes do not fit. After an error some gradients have been added and others have not.
     """
     if ops_i3.fused_layer is None or ops_i3.is_followed() or input_ids.shape != targets.shape:
         return None
-    if network.structure is None or not network.structure.stands():
-        network.structure = Structure(network)
-    if not network.structure.plain:
+    known = network.structure
+    if known is None or not known.plain or not known.stands():
+        known = network.structure = Structure(network)
+    if not known.plain or not known.is_trained():
         return None
     with torch.no_grad():
         found = _Pass(network, input_ids, dropout)
@@ -53,27 +54,53 @@ class Structure:
     def __init__(self, network: Any) -> None:
         modules = list(network.modules())
         self._modules = modules[1:]
+        self._owners = [(m._modules, m._parameters) for m in modules]
         self._children = [(m._modules, *item) for m in modules for item in m._modules.items()]
         self._owned = [(m._parameters, *item) for m in modules for item in m._parameters.items()]
+        self._counts = self._count()
         layers = list(network.model.layers)
         self.plain = (
-            isinstance(network.lm_head, LoRPtLinear)
+            type(network.lm_head) is LoRPtLinear
+            and type(network.model.norm) is nn.LayerNorm
+            and all(type(layer) is I3Layer and fused.is_plain(layer) for layer in layers)
+            and not any(layer.sharded for layer in layers)
             and not any(map(fused.is_watched, self._modules))
-            and all(fused.is_plain(layer) and not layer.sharded for layer in layers)
+            and len({id(p) for _, _, p in self._owned}) == len(self._owned)  # none is shared
         )
         self.layers = [fused.parameters_of(layer) for layer in layers] if self.plain else []
 
+    def _count(self) -> list[tuple[int, int]]:
+        return [(len(children), len(owned)) for children, owned in self._owners]
+
     def stands(self) -> bool:
-        """Say whether all is as it was found: nothing is replaced, nothing looks on."""
+        """Say whether all is as it was found: nothing is replaced or new, nothing looks on."""
         same = all(d.get(name) is child for d, name, child in self._children + self._owned)
-        return same and not any(map(fused.is_watched, self._modules))
+        return (
+            same
+            and self._count() == self._counts
+            and not any(map(fused.is_watched, self._modules))
+            and not nn.modules.module._has_any_global_hook()
+        )
 
     def is_trained(self) -> bool:
-        """Say whether every parameter is float32 in memory and asks for a gradient."""
-        return all(
-            p.requires_grad and p.dtype is torch.float32 and p.is_contiguous() and p.is_cpu
-            for _, _, p in self._owned
+        """Say whether every parameter asks for a gradient, alone, and it and what there is of its
+        gradient are float32 in memory; and whether all layers are of one shape."""
+        shapes = [shape_of(p) for p in self.layers[0]]
+        return all(_is_trained(p) for _, _, p in self._owned) and all(
+            [shape_of(p) for p in layer] == shapes for layer in self.layers[1:]
         )
+
+
+def _is_trained(p: Tensor) -> bool:
+    if not p.requires_grad or p._backward_hooks or not _is_plain(p):
+        return False
+    if getattr(p, "_post_accumulate_grad_hooks", None):
+        return False
+    return p.grad is None or (_is_plain(p.grad) and p.grad.shape == shape_of(p))
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.dtype is torch.float32 and x.is_cpu and x.is_contiguous()
 
 
 class _Pass:
@@ -84,14 +111,14 @@ class _Pass:
         self.parameters = network.structure.layers
         self.ids = input_ids.flatten()
         self.shape = *input_ids.shape, self.backbone.norm.weight.numel()  # (B, T, D)
-        self.eps = self.backbone.norm.eps
+        self.eps = [layer.recurrence_norm.eps for layer in self.backbone.layers]
 
     def fits(self) -> bool:
-        """Say whether the calls take these tensors and sizes, and prepare the way forward."""
-        if not self.network.structure.is_trained():
-            return False
+        """Say whether the calls take these sizes, and prepare the way forward."""
         first = self.parameters[0]
         heads = self.backbone.layers[0].attention.num_heads
+        if any(layer.attention.num_heads != heads for layer in self.backbone.layers):
+            return False
         with held(first):
             if not whole_layer.fits(Parts(*first), self.shape, heads, torch.bfloat16):
                 return False
@@ -113,8 +140,8 @@ class _Pass:
             self._forward(i, x, room, out)
             kept.append((x, None if self.backbone.checkpointing == "full" else room))
             x = out if self.dropout is None else self.dropout.run(x, out, i)
-        del room, out
         loss, grad = self._ends(x, targets.flatten(), scale)
+        del room, out, x
         self.grad_w, self.grad_A = torch.zeros_like(self.w), torch.zeros_like(self.A)
         for i in reversed(range(len(self.parameters))):
             grad = self._backward(i, *kept.pop(), grad)
@@ -164,7 +191,7 @@ class _Pass:
         """Fill `room`, and `out`, what a layer gives for x (M, D), where it is given."""
         with self._held(i):
             parts, kept = self._parts(i), self._kept(x, room)
-            whole_layer.run_forward(self.sizes, parts, kept, self.eps, out)
+            whole_layer.run_forward(self.sizes, parts, kept, self.eps[i], out)
 
     def _backward(self, i: int, x: Tensor, room: Tensor | None, grad: Tensor) -> Tensor:
         """Add the gradients of a layer; return that of its input (M, D) from its output's."""
@@ -177,9 +204,9 @@ class _Pass:
             if room is None:
                 room = block(self.room)
                 kept = self._kept(x, room)
-                whole_layer.run_forward(self.sizes, parts, kept, self.eps, None)
+                whole_layer.run_forward(self.sizes, parts, kept, self.eps[i], None)
             kept = self._kept(x, room)
-            grad = whole_layer.run_backward(self.sizes, parts, kept, self.eps, grads, add, grad)
+            grad = whole_layer.run_backward(self.sizes, parts, kept, self.eps[i], grads, add, grad)
         return grad if beside is None else grad.add_(beside)
 
     def _parts(self, i: int) -> list[int]:
