@@ -58,6 +58,7 @@ class Structure:
         self._children = [(m._modules, *item) for m in modules for item in m._modules.items()]
         self._owned = [(m._parameters, *item) for m in modules for item in m._parameters.items()]
         self._counts = self._count()
+        self._sizes = [(p, p.numel(), shape_of(p).numel()) for _, _, p in self._owned]
         layers = list(network.model.layers)
         self.plain = (
             type(network.lm_head) is LoRPtLinear
@@ -68,35 +69,35 @@ class Structure:
             and len({id(p) for _, _, p in self._owned}) == len(self._owned)  # none is shared
         )
         self.layers = [fused.parameters_of(layer) for layer in layers] if self.plain else []
+        shapes = [[shape_of(p) for p in layer] for layer in self.layers]
+        self.plain &= all(other == shapes[0] for other in shapes)
 
     def _count(self) -> list[tuple[int, int]]:
         return [(len(children), len(owned)) for children, owned in self._owners]
 
     def stands(self) -> bool:
         """Say whether all is as it was found: nothing is replaced or new, nothing looks on."""
-        same = all(d.get(name) is child for d, name, child in self._children + self._owned)
+        same = all(d.get(name) is child for d, name, child in self._children)
+        same = same and all(d.get(name) is p for d, name, p in self._owned)
         return (
             same
+            and all(p.numel() == size for p, size, _ in self._sizes)
             and self._count() == self._counts
             and not any(map(fused.is_watched, self._modules))
             and not nn.modules.module._has_any_global_hook()
         )
 
     def is_trained(self) -> bool:
-        """Say whether every parameter asks for a gradient, alone, and it and what there is of its
-        gradient are float32 in memory; and whether all layers are of one shape."""
-        shapes = [shape_of(p) for p in self.layers[0]]
-        return all(_is_trained(p) for _, _, p in self._owned) and all(
-            [shape_of(p) for p in layer] == shapes for layer in self.layers[1:]
+        """Say whether every parameter asks for a gradient, nobody else asks for it, and it and what
+        there is of its gradient are float32 in memory."""
+        return all(
+            p.requires_grad
+            and _is_plain(p)
+            and not p._backward_hooks
+            and not p._post_accumulate_grad_hooks
+            and (p.grad is None or (_is_plain(p.grad) and p.grad.numel() == whole))
+            for p, _, whole in self._sizes
         )
-
-
-def _is_trained(p: Tensor) -> bool:
-    if not p.requires_grad or p._backward_hooks or not _is_plain(p):
-        return False
-    if getattr(p, "_post_accumulate_grad_hooks", None):
-        return False
-    return p.grad is None or (_is_plain(p.grad) and p.grad.shape == shape_of(p))
 
 
 def _is_plain(x: Tensor) -> bool:
