@@ -288,6 +288,19 @@ def test_gradients_that_lie_otherwise_are_left_to_autograd():
     assert whole_network.accumulate(network, ids, targets, SCALE, None) is None
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["at first", "later"])
+def test_hooks_of_all_modules_are_heeded(before):
+    network, ids, targets = drawn("one layer")
+    if before:
+        assert whole_network.accumulate(network, ids, targets, SCALE, None) is not None
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        for _ in range(2):
+            assert whole_network.accumulate(network, ids, targets, SCALE, None) is None
+    finally:
+        hook.remove()
+
+
 def test_a_hook_that_is_gone_is_forgotten():
     network, ids, targets = drawn("one layer")
     hook = network.model.layers[0].register_forward_hook(lambda *_: None)

@@ -65,7 +65,7 @@ class Structure:
             and type(network.model.norm) is nn.LayerNorm
             and all(type(layer) is I3Layer and fused.is_plain(layer) for layer in layers)
             and not any(layer.sharded for layer in layers)
-            and not any(map(fused.is_watched, self._modules))
+            and not self._are_watched()
             and len({id(p) for _, _, p in self._owned}) == len(self._owned)  # none is shared
         )
         self.layers = [fused.parameters_of(layer) for layer in layers] if self.plain else []
@@ -83,9 +83,12 @@ class Structure:
             same
             and all(p.numel() == size for p, size, _ in self._sizes)
             and self._count() == self._counts
-            and not any(map(fused.is_watched, self._modules))
-            and not nn.modules.module._has_any_global_hook()
+            and not self._are_watched()
         )
+
+    def _are_watched(self) -> bool:
+        hooked = nn.modules.module._has_any_global_hook()
+        return hooked or any(map(fused.is_watched, self._modules))
 
     def is_trained(self) -> bool:
         """Say whether every parameter asks for a gradient, nobody else asks for it, and it and what
