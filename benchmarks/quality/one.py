@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.quality.contenders import Budget, build
 from i3lm.data import Corpus, open_source, prepare
+from i3lm.errors import UserError
 from i3lm.scoring import score_tokens
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import resident_bytes
@@ -111,7 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     if (options.tokens is None) == (options.minutes is None):
         parser.error("give --tokens or --minutes")
-    print(json.dumps(run(options)))
+    try:
+        print(json.dumps(run(options)))
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
