@@ -83,7 +83,7 @@ class Choice:
 class Estimate:
     """Bytes at the peak of a training step, by what they are for."""
 
-    runtime: int  # Python, torch, code and caches, what the heap does not use
+    runtime: int  # Python, torch, code and caches, what lies unused in the heap
     weights: int
     gradients: int
     states: int  # of the optimizer

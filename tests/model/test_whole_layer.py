@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from i3lm.model import COMPILED, kernels, whole_layer
-from i3lm.model.network import I3Network
-from i3lm.presets import Architecture
+from i3lm.model.fused import Kept
+from networks import noisy_network, relative_error
 
 pytestmark = pytest.mark.skipif(
     not COMPILED or not kernels.multiplies_bfloat16(),
@@ -23,21 +23,16 @@ SIZES = {  # width, heads, rank, states, feed-forward; batch, steps
 
 def layer_of(sizes):
     width, heads, rank, states, inner = sizes
-    torch.manual_seed(0)
-    network = I3Network(
-        Architecture(
-            vocab_size=50,
-            hidden_size=width,
-            num_hidden_layers=1,
-            num_attention_heads=heads,
-            intermediate_size=inner,
-            max_position_embeddings=32,
-            rank=rank,
-            state_size=states,
-        )
+    network = noisy_network(
+        vocab_size=50,
+        hidden_size=width,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=32,
+        rank=rank,
+        state_size=states,
     )
-    for parameter in network.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
     return network.model.layers[0]
 
 
@@ -55,11 +50,6 @@ def results(layer, x, grad, mode="none", low=True):
 def drawn(sizes, batch, steps):
     x = torch.randn(batch, steps, sizes[0], generator=torch.Generator().manual_seed(1))
     return x, torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-
-
-def error(mine, truth):
-    assert mine.isfinite().all()
-    return float((mine.double() - truth).norm() / truth.norm().clamp(min=1e-9))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -81,7 +71,15 @@ def test_as_near_the_truth_as_torchs_products(monkeypatch, instructions, name):
         if key == "attention.k_up.bias":  # which softmax takes away
             assert not mine[key].any()
         else:
-            assert error(mine[key], exact) < 1.5 * error(other[key], exact) + 2e-3, key
+            assert (
+                relative_error(mine[key], exact) < 1.5 * relative_error(other[key], exact) + 2e-3
+            ), key
+
+
+def test_what_is_kept_lies_in_the_order_of_its_names():
+    """C is given addresses alone."""
+    names = [name for name in Kept._fields if name not in ("x1", *whole_layer.WIDE)]
+    assert list(whole_layer.kinds_kept(whole_layer.Sizes(1, 32, 32, 32, 32, 32, 1))) == names
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
@@ -135,7 +133,9 @@ def test_parameters_may_lie_as_they_like():
     for parameter in (layer.recurrence.A, layer.ffn.up.B):
         parameter.data = parameter.data.t().contiguous().t()
     found = results(layer, x, grad)
-    assert all(error(found[k], expected[k].double()) < 0.02 for k in expected if "k_up.b" not in k)
+    assert all(
+        relative_error(found[k], expected[k].double()) < 0.02 for k in expected if "k_up.b" not in k
+    )
 
 
 def test_a_default_device_changes_nothing(instructions):

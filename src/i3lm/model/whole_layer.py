@@ -59,7 +59,7 @@ def sizes_of(p: "Parts", shape: Sequence[int], heads: int) -> Sizes:
 
 
 def kinds_kept(s: Sizes) -> dict[str, Kind]:
-    """Return shapes and types of what the way forward keeps beside x1, by the names of `Kept`.
+    """Return shapes and types of what the way forward keeps beside x1: as in `Kept`, in its order.
 
     What is wide is not among it: the way back computes it from the middles once more, a block of
     tokens at a time, which is faster than to write it to memory and to read it.

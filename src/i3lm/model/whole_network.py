@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from i3lm.model import fused, kernels, ops_i3, whole_head, whole_layer
 from i3lm.model.dropout import Dropout
-from i3lm.model.fused import Kept, Parts
+from i3lm.model.fused import Parts
 from i3lm.model.layers_i3 import I3Layer, LoRPtLinear, used_rows
 from i3lm.model.room import block, empty, places
 from i3lm.model.stored import held, shape_of
 
 W, A = Parts._fields.index("w"), Parts._fields.index("A")  # computed from the parameters there
-# Where the way forward keeps what, without the input itself.
-KEPT = [name for name in Kept._fields[1:] if name not in whole_layer.WIDE]
 
 
 def accumulate(
@@ -127,9 +125,7 @@ class _Pass:
             if not whole_layer.fits(Parts(*first), self.shape, heads, torch.bfloat16):
                 return False
             self.sizes = whole_layer.sizes_of(Parts(*first), self.shape, heads)
-        kinds = whole_layer.kinds_kept(self.sizes)
-        assert list(kinds) == KEPT
-        self.begins, self.room = places(kinds.values())
+        self.begins, self.room = places(whole_layer.kinds_kept(self.sizes).values())
         self.w = torch.sigmoid(torch.stack([p[W] for p in self.parameters]))  # (L, D)
         matrices = torch.stack([p[A] for p in self.parameters])  # (L, N, N)
         self.scales = kernels.transition_scale(matrices)[:, None, None]

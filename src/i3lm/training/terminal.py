@@ -102,7 +102,7 @@ class TerminalListener(Listener):
         limit = f" of {format_bytes(row['limit'])}" if row["limit"] else ""
         self._say(
             f"memory: about {format_bytes(row['total'])}{limit} "
-            f"(python and torch {format_bytes(row['runtime'])}, weights and gradients "
+            f"(python, torch and heap {format_bytes(row['runtime'])}, weights and gradients "
             f"{format_bytes(row['weights'] + row['gradients'])}, optimizer "
             f"{format_bytes(row['states'])}, activations {format_bytes(row['activations'])})"
         )
