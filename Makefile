@@ -27,8 +27,9 @@ demo: $(INSTALLED)
 	$(BIN)/i3lm chat demo --temperature 0 -p "Who are you?"
 	printf 'Who are you?\nWhat can you do?\n' | $(BIN)/i3lm chat demo --temperature 0
 
+# Two processes, each on one thread where a test asks for no more; a file's tests stay together.
 test: $(DEVELOP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # About ten minutes on two cores; each part by itself: i3lm bench train, ...
 bench: $(INSTALLED)

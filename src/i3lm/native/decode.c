@@ -30,10 +30,18 @@ typedef struct {
 typedef float Lanes __attribute__((vector_size(64)));
 typedef float Half __attribute__((vector_size(32)));
 typedef float Quarter __attribute__((vector_size(16)));
-typedef int Order __attribute__((vector_size(16)));
 typedef uint32_t Wide __attribute__((vector_size(64)));
 typedef uint16_t Narrow __attribute__((vector_size(32)));
 #define SHORT 128 /* numbers of a row */
+
+/* Lanes of two vectors, by their numbers in both; `Order` has as many. */
+#if defined(__clang__) || __GNUC__ >= 12
+#define CHOSEN(Order, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define CHOSEN(Order, a, b, ...) __builtin_shuffle(a, b, (Order){__VA_ARGS__})
+#endif
+typedef int Four __attribute__((vector_size(16)));
+typedef int Sixteen __attribute__((vector_size(64)));
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE void widen(const uint16_t *x, Lanes *to) {
@@ -52,10 +60,9 @@ INLINE Quarter folded(const Lanes *v) {
 /* The sums of four vectors, with six shuffles instead of twelve. */
 INLINE Quarter sums_of(const Lanes *v) {
     Quarter a = folded(v), b = folded(v + 1), c = folded(v + 2), d = folded(v + 3);
-    const Order low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
-    Quarter ab = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-    Quarter cd = __builtin_shuffle(c, d, low) + __builtin_shuffle(c, d, high);
-    return __builtin_shuffle(ab, cd, first) + __builtin_shuffle(ab, cd, second);
+    Quarter ab = CHOSEN(Four, a, b, 0, 4, 1, 5) + CHOSEN(Four, a, b, 2, 6, 3, 7);
+    Quarter cd = CHOSEN(Four, c, d, 0, 4, 1, 5) + CHOSEN(Four, c, d, 2, 6, 3, 7);
+    return CHOSEN(Four, ab, cd, 0, 1, 4, 5) + CHOSEN(Four, ab, cd, 2, 3, 6, 7);
 }
 
 /* `rows` for 4 rows and 4 streams: all sums stay in registers, and a number that is read serves four of them. */
@@ -81,12 +88,12 @@ INLINE void tile(int64_t in, const uint16_t *weight, const float *bias, const fl
 }
 
 /* Pairs of lanes of two vectors, added: level by level sixteen vectors become one of their sixteen sums. */
-#define ADDED(a, b, low, high) (__builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high))
+#define ADDED(a, b)                                                                          \
+    (CHOSEN(Sixteen, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +      \
+     CHOSEN(Sixteen, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
 
 /* Sixteen short rows for one stream: a row's own sum would cost more than its products. */
 INLINE void strip(int64_t in, const uint16_t *weight, const float *bias, const float *x, float *y, int add) {
-    const Wide even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    const Wide odd = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
     Lanes s[LANES] = {{0}}, v, w;
     int64_t i = 0;
     for (; i + LANES <= in; i += LANES) {
@@ -100,7 +107,7 @@ INLINE void strip(int64_t in, const uint16_t *weight, const float *bias, const f
 #pragma GCC unroll 4
     for (int half = LANES / 2; half; half /= 2)
 #pragma GCC unroll 8
-        for (int o = 0; o < half; o++) s[o] = ADDED(s[2 * o], s[2 * o + 1], even, odd);
+        for (int o = 0; o < half; o++) s[o] = ADDED(s[2 * o], s[2 * o + 1]);
     for (int o = 0; o < LANES; o++) {
         float sum = s[0][o] + (bias ? bias[o] : 0);
         for (int64_t j = i; j < in; j++) sum += load_bf16(weight[o * in + j]) * x[j];

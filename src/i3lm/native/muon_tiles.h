@@ -21,25 +21,33 @@ static inline void end_tiles(void) {
     if (i3_tiles > 0) release_tiles();
 }
 
-/* 16 numbers as high + low. */
-AVX512 static inline __m256i split(const float *x, __m256i *rest) {
-    __m512 value = _mm512_loadu_ps(x);
-    __m256i high = (__m256i)_mm512_cvtneps_pbh(value);
-    __m512 rounded = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-    *rest = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(value, rounded));
-    return high;
+/* 16 numbers of bfloat16 as float32. */
+AVX512 static inline __m512 widened(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-AVX512 static inline void store_low(uint16_t *at, __m256i x) { memcpy(at, &x, sizeof x); }
+/* Two rows of 16 numbers, even and odd, as high + rest. */
+AVX512 static inline __m512i split(const float *even, const float *odd, __m512i *rest) {
+    __m512 first = _mm512_loadu_ps(even), second = _mm512_loadu_ps(odd);
+    __m512i high = low_rows(first, second);
+    *rest = low_rows(_mm512_sub_ps(first, widened(_mm512_castsi512_si256(high))),
+                     _mm512_sub_ps(second, widened(_mm512_extracti64x4_epi64(high, 1))));
+    return high;
+}
 
 /* A left factor (rows, 2 n) of x (rows, n). */
 AVX512 static inline void split_left(int64_t rows, int64_t n, const float *x, uint16_t *left) {
     for (int64_t i = 0; i < rows; i++, x += n, left += 2 * n)
-        for (int64_t j = 0; j < n; j += LANES) {
-            __m256i rest, high = split(x + j, &rest);
-            store_low(left + j, high);
-            store_low(left + n + j, rest);
+        for (int64_t j = 0; j < n; j += 2 * LANES) {
+            __m512i rest, high = split(x + j, x + j + LANES, &rest);
+            _mm512_storeu_si512(left + j, high);
+            _mm512_storeu_si512(left + n + j, rest);
         }
+}
+
+AVX512 static inline void store_rows(__m512i rows, uint16_t *even, uint16_t *odd) {
+    _mm256_storeu_si256((__m256i *)even, _mm512_castsi512_si256(rows));
+    _mm256_storeu_si256((__m256i *)odd, _mm512_extracti64x4_epi64(rows, 1));
 }
 
 /* The words of a panel of a right factor, 16 columns of twice the depth. */
@@ -49,17 +57,15 @@ static inline int64_t panel_of(int64_t depth) { return LANES * depth; }
 AVX512 static inline void split_right(int64_t n, const float *x, uint32_t *right, uint16_t *left) {
     for (int64_t k = 0; k < n; k += 2, x += 2 * n)
         for (int64_t j = 0; j < n; j += LANES) {
-            __m256i rest[2], high[2];
-            high[0] = split(x + j, rest);
-            high[1] = split(x + n + j, rest + 1);
+            __m512i rest, high = split(x + j, x + n + j, &rest);
             uint32_t *at = right + j / LANES * panel_of(n) + k / 2 * LANES;
-            _mm512_storeu_si512(at, pair(high[0], high[1]));
-            _mm512_storeu_si512(at + panel_of(n) / 2, pair(rest[0], rest[1]));
-            if (left)
-                for (int64_t r = 0; r < 2; r++) {
-                    store_low(left + (k + r) * 2 * n + j, high[r]);
-                    store_low(left + (k + r) * 2 * n + n + j, rest[r]);
-                }
+            _mm512_storeu_si512(at, interleaved(high));
+            _mm512_storeu_si512(at + panel_of(n) / 2, interleaved(rest));
+            if (left) {
+                uint16_t *row = left + k * 2 * n + j;
+                store_rows(high, row, row + 2 * n);
+                store_rows(rest, row + n, row + 3 * n);
+            }
         }
 }
 

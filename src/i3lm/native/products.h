@@ -178,15 +178,14 @@ AVX512 static inline void transpose_words(__m512i r[LANES]) {
     }
 }
 
-/* Two rows of 16 numbers to 16 words. */
-AVX512 static inline __m512i pair(__m256i even, __m256i odd) {
-    __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
+/* Two rows of 16 numbers, one behind the other, to 16 words. */
+AVX512 static inline __m512i interleaved(__m512i rows) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return _mm512_permutexvar_epi16(order, both);
+    return _mm512_permutexvar_epi16(order, rows);
 }
 
-AVX512 static inline __m256i low(const float *x) { return (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x)); }
+AVX512 static inline __m512i low_rows(__m512 even, __m512 odd) { return (__m512i)_mm512_cvtne2ps_pbh(odd, even); }
 
 /* A panel of w^T: 16 rows of w (.., depth), float32. */
 AVX512 static inline void pack_rows(int64_t depth, const float *w, uint32_t *panel) {
@@ -194,8 +193,7 @@ AVX512 static inline void pack_rows(int64_t depth, const float *w, uint32_t *pan
         __m512i r[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++)
-            r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(w + i * depth + k + LANES),
-                                                _mm512_loadu_ps(w + i * depth + k));
+            r[i] = low_rows(_mm512_loadu_ps(w + i * depth + k), _mm512_loadu_ps(w + i * depth + k + LANES));
         transpose_words(r);
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) _mm512_storeu_si512(panel + LANES * i, r[i]);
@@ -205,11 +203,13 @@ AVX512 static inline void pack_rows(int64_t depth, const float *w, uint32_t *pan
 /* A panel of w (depth, ..), float32, rows `stride` apart. */
 AVX512 static inline void pack_columns(int64_t depth, const float *w, int64_t stride, uint32_t *panel) {
     for (int64_t k = 0; k < depth; k += 2, panel += LANES)
-        _mm512_storeu_si512(panel, pair(low(w + k * stride), low(w + (k + 1) * stride)));
+        _mm512_storeu_si512(
+            panel, interleaved(low_rows(_mm512_loadu_ps(w + k * stride), _mm512_loadu_ps(w + (k + 1) * stride))));
 }
 
 AVX512 static inline __m512i pair_of(const uint16_t *x, int64_t stride) {
-    return pair(_mm256_loadu_si256((const __m256i *)x), _mm256_loadu_si256((const __m256i *)(x + stride)));
+    __m512i even = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)x));
+    return interleaved(_mm512_inserti64x4(even, _mm256_loadu_si256((const __m256i *)(x + stride)), 1));
 }
 
 /* A panel of x (depth, ..), bfloat16, rows `stride` apart. */
@@ -241,8 +241,8 @@ AVX512 static inline void block_to_low(const float *c, const float *bias, uint16
     __m512 first = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
     __m512 last = bias ? _mm512_loadu_ps(bias + LANES) : _mm512_setzero_ps();
     for (int64_t r = 0; r < SIDE; r++, c += SIDE, y += stride)
-        _mm512_storeu_si512(y, (__m512i)_mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_loadu_ps(c + LANES), last),
-                                                           _mm512_add_ps(_mm512_loadu_ps(c), first)));
+        _mm512_storeu_si512(y, low_rows(_mm512_add_ps(_mm512_loadu_ps(c), first),
+                                        _mm512_add_ps(_mm512_loadu_ps(c + LANES), last)));
 }
 
 AVX512 static inline void put(__m512 x, int add, float *y) {
