@@ -49,15 +49,18 @@ class Dropout:
         stay = kept(keys, x.shape[1] * x.shape[2], self.share).view(x.shape)
         return x + stay * ((y - x) / (1 - self.share))
 
-    def run(self, x: Tensor, y: Tensor, layer: int) -> Tensor:
-        """The same by the kernel, for float32 tensors in memory, (B * T, D) or (B, T, D)."""
-        out = empty(x.shape)
+    def run(self, x: Tensor, y: Tensor, layer: int, out: Tensor) -> Tensor:
+        """Fill `out`, which may be y, with the same by the kernel, and return it.
+
+        x and y: float32 in memory, (B * T, D) or (B, T, D).
+        """
         tensor_call("i3_dropout", *self._arguments(x, layer), x, y, out)
         return out
 
-    def run_backward(self, grad: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Return the gradients of x and y from that of `run`'s result."""
-        grad_x, grad_y = empty(grad.shape), empty(grad.shape)
+    def run_backward(self, grad: Tensor, layer: int, grad_y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradients of x and y from that of `run`'s result; the latter is `grad_y`,
+        which may be `grad`."""
+        grad_x = empty(grad.shape)
         tensor_call("i3_dropout_backward", *self._arguments(grad, layer), grad, grad_x, grad_y)
         return grad_x, grad_y
 
@@ -71,9 +74,10 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, dropout: Dropout, layer: int) -> Tensor:
         ctx.dropout, ctx.layer = dropout, layer
-        return dropout.run(x, y, layer)
+        return dropout.run(x, y, layer, empty(x.shape))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *ctx.dropout.run_backward(grad.contiguous(), ctx.layer), None, None
+        grad = grad.contiguous()
+        return *ctx.dropout.run_backward(grad, ctx.layer, empty(grad.shape)), None, None

@@ -139,7 +139,7 @@ class _Pass:
             room, out = block(self.room), empty(x.shape)
             self._forward(i, x, room, out)
             kept.append((x, None if self.backbone.checkpointing == "full" else room))
-            x = out if self.dropout is None else self.dropout.run(x, out, i)
+            x = out if self.dropout is None else self.dropout.run(x, out, i, out)
         loss, grad = self._ends(x, targets.flatten(), scale)
         del room, out, x
         self.grad_w, self.grad_A = torch.zeros_like(self.w), torch.zeros_like(self.A)
@@ -197,7 +197,7 @@ class _Pass:
         """Add the gradients of a layer; return that of its input (M, D) from its output's."""
         beside = None
         if self.dropout is not None:
-            beside, grad = self.dropout.run_backward(grad, i)
+            beside, grad = self.dropout.run_backward(grad, i, grad)
         with self._held(i):
             grads, add = self._gradients(i)  # which stay, so they come before what is freed again
             parts = self._parts(i)

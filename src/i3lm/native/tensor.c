@@ -135,18 +135,22 @@ static inline float kept(uint32_t i, const int64_t *keys, uint32_t least, float 
     return (scrambled(i * 0x9e3779b1u + (uint32_t)keys[0]) ^ (uint32_t)keys[1]) >= least ? scale : 0;
 }
 
+/* `out` may be y, and `grad_y` may be grad: nothing of another place is read. */
 CLONES
 static void drop_rows(int64_t first, int64_t last, const int64_t *restrict keys, uint32_t least, float scale,
-                      const float *restrict x, const float *restrict y, float *restrict out) {
+                      const float *x, const float *y, float *out) {
+#pragma omp simd
     for (int64_t i = first; i < last; i++) out[i] = x[i] + kept(i, keys, least, scale) * (y[i] - x[i]);
 }
 
 CLONES
 static void drop_rows_backward(int64_t first, int64_t last, const int64_t *restrict keys, uint32_t least, float scale,
-                               const float *restrict grad, float *restrict grad_x, float *restrict grad_y) {
+                               const float *grad, float *grad_x, float *grad_y) {
+#pragma omp simd
     for (int64_t i = first; i < last; i++) {
-        grad_y[i] = kept(i, keys, least, scale) * grad[i];
-        grad_x[i] = grad[i] - grad_y[i];
+        float whole = grad[i], part = kept(i, keys, least, scale) * whole;
+        grad_y[i] = part;
+        grad_x[i] = whole - part;
     }
 }
 
