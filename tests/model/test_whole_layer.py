@@ -78,7 +78,7 @@ def test_as_near_the_truth_as_torchs_products(monkeypatch, instructions, name):
 
 def test_what_is_kept_lies_in_the_order_of_its_names():
     """C is given addresses alone."""
-    names = [name for name in Kept._fields if name not in ("x1", *whole_layer.WIDE)]
+    names = [name for name in Kept._fields if name not in ("x1", *whole_layer.ABSENT)]
     assert list(whole_layer.kinds_kept(whole_layer.Sizes(1, 32, 32, 32, 32, 32, 1))) == names
 
 

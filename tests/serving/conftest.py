@@ -50,3 +50,12 @@ def server(folder):
     """A server process with long replies, open to all on this computer."""
     with Server(folder, "--max-new-tokens", "1000000", "--workers", "2") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def public(folder):
+    """For everyone on the network; one test ends it."""
+    with Server(
+        folder, "--host", "0.0.0.0", "--queue", "250", "--max-new-tokens", "1000000"
+    ) as running:
+        yield running

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,9 @@ from typing import Any
 
 WINDOW = 32
 HELLO = [{"role": "user", "content": "the cat"}]
+CHAT = "/v1/chat/completions"
+SHORT = {"messages": HELLO, "max_tokens": 4, "seed": 1}
+ENDLESS = {"messages": HELLO, "max_tokens": 1_000_000, "stream": True}
 
 
 class Server:
@@ -115,3 +119,13 @@ def events(text: str) -> Iterator[dict[str, Any]]:
     assert (done, rest) == ("data: [DONE]", "")
     for event in found:
         yield json.loads(event.removeprefix("data: "))
+
+
+def read_all(opened: socket.socket) -> bytes:
+    """Return what comes until the end of a chunked answer, or of the connection."""
+    found = bytearray()
+    while part := opened.recv(1 << 20):
+        found += part
+        if found.endswith(b"0\r\n\r\n"):
+            break
+    return bytes(found)

@@ -115,7 +115,12 @@ def test_two_threads_train_as_one_does(small_config, tmp_path, precision):
     try:
         for threads in (1, 2):
             out = str(tmp_path / str(threads))
-            sizes = {"preset": "i3-mini", "context": 64, "batch_tokens": 256, "precision": precision}
+            sizes = {
+                "preset": "i3-mini",
+                "context": 64,
+                "batch_tokens": 256,
+                "precision": precision,
+            }
             curves.append(losses(train(small_config(out=out, threads=threads, **sizes)).folder))
     finally:
         torch.set_num_threads(had)
