@@ -142,14 +142,16 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     v = sizes.vocab_size
     low, layers = choice.low_bytes, sizes.num_hidden_layers
     layer = (sizes.matrix_parameters - r * d) // layers
-    lean = 12 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
+    lean = 4 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
     if _is_whole(sizes, choice):  # `model.whole_layer`, `whole_head` share their room
+        lean += 2 * low * d
         wide, back = 0, 8 * d
         room = choice.tokens * (10 * d + max(8 * r + 4 * f, 26 * d + 12 * r))
         room += low * (layer + r * (3 * d + f))
         rows = min(choice.tokens, HEAD_LOGITS // v)
         room = max(room, rows * (low * (v + d + 2 * r) + v // 8) + 4 * r * (d + v))
     else:  # `model.fused` and `ops_i3.head_loss`
+        lean += 8 * d
         wide, back = low * (4 * d + f), 8 * d + low * (4 * d + 2 * f)
         room = min(choice.tokens, HEAD_ROWS) * v * low
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]

@@ -72,7 +72,10 @@ class Factors(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the way back needs: the residual stream before each norm, and what was multiplied."""
+    """What the way back needs: the residual stream before each norm, and what was multiplied.
+
+    `whole_layer` keeps hat2 and hat3 instead of x2 and x3.
+    """
 
     x1: Tensor  # (M, D) float32, as x2 and x3
     stats1: Tensor  # (M, 2): mean and 1 / deviation
@@ -80,6 +83,7 @@ class Kept(NamedTuple):
     states: Tensor  # (B, T, N) float32
     x2: Tensor
     stats2: Tensor
+    hat2: Tensor  # (M, D) low: x2 normalised, before gain and bias
     middle: Tensor  # (M, 3 R) low
     q: Tensor  # (M, D) low, before its bias, as k, v; `attended` is the attention's output
     k: Tensor
@@ -88,6 +92,7 @@ class Kept(NamedTuple):
     attended: Tensor
     x3: Tensor
     stats3: Tensor
+    hat3: Tensor
     up_middle: Tensor  # (M, R) low
     inner: Tensor  # (M, F) low, before bias and GELU
     down_middle: Tensor  # (M, R) low
@@ -199,9 +204,10 @@ def _run(
     down_middle = kernels.gelu(inner, p.up_bias) @ f.down_B.t()
     written = down_middle @ f.down_A.t(), p.ffn_bias
 
+    none = x1.new_empty(0)
     kept = Kept(
-        x1, stats1, n1, states, x2, stats2, middle, q, k, v, attention, attended,
-        x3, stats3, up_middle, inner, down_middle,
+        x1, stats1, n1, states, x2, stats2, none, middle, q, k, v, attention, attended,
+        x3, stats3, none, up_middle, inner, down_middle,
     )  # fmt: skip
     return kept, written
 

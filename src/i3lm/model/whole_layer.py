@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from i3lm.model.fused import Kept, Parts
 
 WIDE = ("n1", "q", "k", "v", "inner")  # of `Kept`: what selective checkpointing leaves out
+ABSENT = (*WIDE, "x2", "x3")  # what is not kept here at all
 SIDE = 32  # tokens and all sizes come in multiples of it
 
 
@@ -68,13 +69,13 @@ def kinds_kept(s: Sizes) -> dict[str, Kind]:
     return {
         "stats1": ((tokens, 2), exact),
         "states": ((s.batch, s.steps, s.states), exact),
-        "x2": ((tokens, s.width), exact),
         "stats2": ((tokens, 2), exact),
+        "hat2": ((tokens, s.width), low),
         "middle": ((tokens, 3 * s.rank), low),
         "attention": ((s.batch, s.heads, s.steps), exact),
         "attended": ((tokens, s.width), low),
-        "x3": ((tokens, s.width), exact),
         "stats3": ((tokens, 2), exact),
+        "hat3": ((tokens, s.width), low),
         "up_middle": ((tokens, s.rank), low),
         "down_middle": ((tokens, s.rank), low),
     }
@@ -83,13 +84,13 @@ def kinds_kept(s: Sizes) -> dict[str, Kind]:
 def room(p: "Parts", shape: Sequence[int], heads: int) -> dict[str, Tensor]:
     """Return tensors for what the way forward of (B, T, D) keeps, by the names of `Kept`."""
     kinds = kinds_kept(sizes_of(p, shape, heads))
-    wide = {name: torch.empty(0, device="cpu") for name in WIDE}
-    return wide | dict(zip(kinds, pieces(kinds.values()), strict=True))
+    absent = {name: torch.empty(0, device="cpu") for name in ABSENT}
+    return absent | dict(zip(kinds, pieces(kinds.values()), strict=True))
 
 
 def _addresses(tensors: "Parts | Kept") -> list[int]:
-    """Return where tensors are, but for wide ones, in their order."""
-    return [t.data_ptr() for n, t in zip(tensors._fields, tensors, strict=True) if n not in WIDE]
+    """Return where tensors are, but for absent ones, in their order."""
+    return [t.data_ptr() for n, t in zip(tensors._fields, tensors, strict=True) if n not in ABSENT]
 
 
 def _sizes(p: "Parts", kept: "Kept") -> Sizes:
@@ -130,7 +131,7 @@ def forward(p: "Parts", kept: "Kept", eps: float, out: Tensor | None) -> None:
 def run_forward(
     sizes: Sizes, parts: Sequence[int], kept: Sequence[int], eps: float, out: Tensor | None
 ) -> None:
-    """Do what `forward` does, with addresses of `Parts` and, without the wide ones, `Kept`."""
+    """Do what `forward` does, with addresses of `Parts` and, without the absent ones, `Kept`."""
     counts = (ctypes.c_int64 * len(sizes))(*sizes)
     with working_room("i3_layer_forward_room", counts) as work:
         arguments = _array(parts), _array(kept), eps, kernels.gelu_tables(), out

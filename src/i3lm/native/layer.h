@@ -6,17 +6,18 @@
 
 /* ---- LayerNorm -------------------------------------------------------------------------------------------------- */
 
-/* y = x + add + shift (add may be NULL; then y may be too), n = LayerNorm(y); stats: mean and 1 / deviation of each
- * row. */
+/* y = x + add + shift (add may be NULL; then y may be too; y may be x), n = LayerNorm(y), hat the same before gain and bias (or NULL);
+ * stats: mean and 1 / deviation of each row. */
 CLONES
-void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict add,
-                            const float *restrict shift, float *restrict y, const float *restrict gain, const float *restrict bias, float eps,
-                            LOW *restrict n, float *restrict stats) {
+void NAME(norm_rows)(int64_t rows, int64_t dim, const float *x, const LOW *restrict add,
+                            const float *restrict shift, float *y, const float *restrict gain, const float *restrict bias, float eps,
+                            LOW *restrict n, LOW *restrict hat, float *restrict stats) {
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * dim;
         float sum = 0, square = 0;
         ask_for(row + dim, dim * sizeof(float));
         if (add) {
+#pragma omp simd
             for (int64_t c = 0; c < dim; c++) y[r * dim + c] = row[c] + LOAD(add[r * dim + c]) + shift[c];
             row = y + r * dim;
         }
@@ -27,6 +28,8 @@ void NAME(norm_rows)(int64_t rows, int64_t dim, const float *restrict x, const L
         for (int64_t c = 0; c < dim; c++) square += (row[c] - mean) * (row[c] - mean);
         float inverse = 1 / sqrtf(square / dim + eps);
         LOW *to = n + r * dim;
+        if (hat)
+            for (int64_t c = 0; c < dim; c++) hat[r * dim + c] = STORE((row[c] - mean) * inverse);
         for (int64_t c = 0; c < dim; c++) to[c] = STORE((row[c] - mean) * inverse * gain[c] + bias[c]);
         stats[2 * r] = mean;
         stats[2 * r + 1] = inverse;
@@ -39,46 +42,51 @@ int NAME(i3_norm_forward)(int64_t rows, int64_t dim, const float *x, const LOW *
     for (int64_t k = 0; k < CHUNKS(rows); k++) {
         int64_t at = k * ROWS * dim;
         NAME(norm_rows)(CHUNK_ROWS(rows, k), dim, x + at, add ? add + at : NULL, shift, y ? y + at : NULL, gain, bias,
-                        eps, n + at, stats + 2 * k * ROWS);
+                        eps, n + at, NULL, stats + 2 * k * ROWS);
     }
     return 0;
 }
 
-/* dx = dy + (the gradient of x through LayerNorm), from the gradient dn (+ more, which may be NULL).
- * Also dx in LOW, n = LayerNorm(x) unless NULL, and for each chunk the sums of d gain, d bias and dx (partial: chunks, 3, dim). */
+/* dx = dy + (the gradient of x through LayerNorm), from the gradient dn (+ more, which may be NULL). Of x or `hat`, which
+ * is x normalised, one is given. Also dx in LOW, n = LayerNorm(x) unless NULL, and for each chunk the sums of d gain,
+ * d bias and dx (partial: chunks, 3, dim). */
 CLONES
-void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x,
+void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict hat,
                                      const float *restrict stats, const float *restrict gain,
                                      const float *restrict bias, const LOW *restrict dn, const LOW *restrict more,
                                      const float *restrict dy, float *restrict dx, LOW *restrict dx_low,
                                      LOW *restrict n, float *restrict partial) {
-    float *d_gain = partial, *d_bias = partial + dim, *sum_dx = partial + 2 * dim;
+    float *d_gain = partial, *d_bias = partial + dim, *sum_dx = partial + 2 * dim, hats[dim];
     memset(partial, 0, 3 * dim * sizeof(float));
     for (int64_t r = 0; r < rows; r++) {
-        const float *row = x + r * dim, mean = stats[2 * r], inverse = stats[2 * r + 1];
+        const float mean = stats[2 * r], inverse = stats[2 * r + 1];
         float *to = dx + r * dim, sum = 0, dot = 0;
-        ask_for(row + dim, dim * sizeof(float));
         ask_for(dy + (r + 1) * dim, dim * sizeof(float));
+        if (hat) {
+            ask_for(hat + (r + 1) * dim, dim * sizeof(LOW));
+            for (int64_t c = 0; c < dim; c++) hats[c] = LOAD(hat[r * dim + c]);
+        } else {
+            ask_for(x + (r + 1) * dim, dim * sizeof(float));
+            for (int64_t c = 0; c < dim; c++) hats[c] = (x[r * dim + c] - mean) * inverse;
+        }
         if (more)
             for (int64_t c = 0; c < dim; c++) to[c] = LOAD(dn[r * dim + c]) + LOAD(more[r * dim + c]);
         else
             for (int64_t c = 0; c < dim; c++) to[c] = LOAD(dn[r * dim + c]);
 #pragma omp simd reduction(+ : sum, dot)
         for (int64_t c = 0; c < dim; c++) {
-            float hat = (row[c] - mean) * inverse, g = to[c];
-            d_gain[c] += g * hat;
+            float g = to[c];
+            d_gain[c] += g * hats[c];
             d_bias[c] += g;
             sum += g * gain[c];
-            dot += g * gain[c] * hat;
+            dot += g * gain[c] * hats[c];
         }
         if (n)
-            for (int64_t c = 0; c < dim; c++)
-                n[r * dim + c] = STORE((row[c] - mean) * inverse * gain[c] + bias[c]);
+            for (int64_t c = 0; c < dim; c++) n[r * dim + c] = STORE(hats[c] * gain[c] + bias[c]);
         sum /= dim;
         dot /= dim;
         for (int64_t c = 0; c < dim; c++) {
-            float hat = (row[c] - mean) * inverse;
-            float d = dy[r * dim + c] + inverse * (to[c] * gain[c] - sum - hat * dot);
+            float d = dy[r * dim + c] + inverse * (to[c] * gain[c] - sum - hats[c] * dot);
             to[c] = d;
             dx_low[r * dim + c] = STORE(d);
             sum_dx[c] += d;
@@ -92,7 +100,7 @@ int NAME(i3_norm_backward)(int64_t rows, int64_t dim, const float *x, const floa
 #pragma omp parallel for schedule(static)
     for (int64_t k = 0; k < CHUNKS(rows); k++) {
         int64_t at = k * ROWS * dim;
-        NAME(norm_rows_backward)(CHUNK_ROWS(rows, k), dim, x + at, stats + 2 * k * ROWS, gain, bias, dn + at,
+        NAME(norm_rows_backward)(CHUNK_ROWS(rows, k), dim, x + at, NULL, stats + 2 * k * ROWS, gain, bias, dn + at,
                                  more ? more + at : NULL, dy + at, dx + at, dx_low + at,
                                  n ? n + at : NULL, partial + 3 * k * dim);
     }

@@ -48,7 +48,7 @@ static void ffn_rows_back(void *pass, int64_t row, Room own) {
     times(d_inner, wide, wide, r, l->m.up_A, NULL, middle, r);
     pack_left_block(l->tokens, row, r, middle, r, b->left_d_up_middle);
     times(middle, r, r, d, l->m.up_B, NULL, d_n, d);
-    norm_rows_backward_bf16(SIDE, d, l->k.x3 + at, l->k.stats3 + 2 * row, l->p.gain3, l->p.shift3, d_n, NULL,
+    norm_rows_backward_bf16(SIDE, d, NULL, l->k.hat3 + at, l->k.stats3 + 2 * row, l->p.gain3, l->p.shift3, d_n, NULL,
                             b->grad + at, b->grad_x + at, b->low + at, low, sums + d + wide);
     pack_right_block(l->tokens, row, d, low, d, b->right_n);
 }
@@ -85,7 +85,7 @@ static void attention_rows_back(void *pass, int64_t row, Room own) {
     sum_rows_bf16(SIDE, 3 * r, middle, sums + 12 * d);
     pack_left_block(l->tokens, row, 3 * r, middle, 3 * r, b->left_d_middle);
     times(middle, 3 * r, 3 * r, d, l->m.down, NULL, d_n, d);
-    norm_rows_backward_bf16(SIDE, d, l->k.x2 + at, l->k.stats2 + 2 * row, l->p.gain2, l->p.shift2, d_n, NULL,
+    norm_rows_backward_bf16(SIDE, d, NULL, l->k.hat2 + at, l->k.stats2 + 2 * row, l->p.gain2, l->p.shift2, d_n, NULL,
                             b->grad_x + at, b->grad_3 + at, b->low + at, normed, sums + 4 * d);
     pack_right_block(l->tokens, row, d, normed, d, b->right_n);
     pack_right_block(l->tokens, row, d, b->low + at, d, b->right_low);
@@ -93,7 +93,7 @@ static void attention_rows_back(void *pass, int64_t row, Room own) {
     narrow(SIDE * n, l->k.states + row * n, states);
     pack_left_block(l->tokens, row, n, states, n, b->left_states);
     norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, b->n1 + at,
-                   l->k.stats1 + 2 * row);
+                   NULL, l->k.stats1 + 2 * row);
 }
 
 static void recurrence_rows_back(void *pass, int64_t row, Room own) {
@@ -105,7 +105,7 @@ static void recurrence_rows_back(void *pass, int64_t row, Room own) {
     pack_left_block(l->tokens, row, n, d_u, n, b->left_d_u);
     pack_right_block(l->tokens, row, d, b->n1 + at, d, b->right_n1);
     times(d_u, n, n, d, l->m.B, NULL, more, d);
-    norm_rows_backward_bf16(SIDE, d, l->k.x1 + at, l->k.stats1 + 2 * row, l->p.gain1, l->p.shift1, b->d_q + at, more,
+    norm_rows_backward_bf16(SIDE, d, l->k.x1 + at, NULL, l->k.stats1 + 2 * row, l->p.gain1, l->p.shift1, b->d_q + at, more,
                             b->grad_3 + at, b->grad_x + at, low, NULL,
                             b->sums + row / SIDE * sums_width(l->s) + l->s.inner + 7 * d);
 }

@@ -6,7 +6,7 @@
 
 typedef struct {
     Layer layer;
-    float *u, *mixed, *zeros, *columns, *carry, *out;
+    float *u, *mixed, *zeros, *columns, *carry, *out; /* mixed: from attention_rows on what C adds is in it */
     uint16_t *n1, *q, *k, *v;
 } Forward;
 
@@ -15,7 +15,7 @@ static void recurrence_rows(void *pass, int64_t row, Room own) {
     Layer *l = &f->layer;
     int64_t d = l->s.width, at = row * d;
     norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, f->n1 + at,
-                   l->k.stats1 + 2 * row);
+                   NULL, l->k.stats1 + 2 * row);
     times_float(f->n1 + at, d, l->s.states, l->m.B, f->u + row * l->s.states);
 }
 
@@ -27,8 +27,8 @@ static void attention_rows(void *pass, int64_t row, Room own) {
     uint16_t *middle = l->k.middle + row * 3 * r;
     narrow(SIDE * n, l->k.states + row * n, low);
     times(low, n, n, d, l->m.C, NULL, written, d);
-    norm_rows_bf16(SIDE, d, f->mixed + at, written, f->zeros, l->k.x2 + at, l->p.gain2, l->p.shift2, l->eps, normed,
-                   l->k.stats2 + 2 * row);
+    norm_rows_bf16(SIDE, d, f->mixed + at, written, f->zeros, f->mixed + at, l->p.gain2, l->p.shift2, l->eps, normed,
+                   l->k.hat2 + at, l->k.stats2 + 2 * row);
     times(normed, d, d, 3 * r, l->m.down, l->p.down_bias, middle, 3 * r);
     times(middle, 3 * r, r, d, l->m.q_up, NULL, f->q + at, d);
     times(middle + r, 3 * r, r, d, l->m.k_up, NULL, f->k + at, d);
@@ -41,9 +41,10 @@ static void ffn_rows(void *pass, int64_t row, Room own) {
     int64_t d = l->s.width, r = l->s.rank, wide = l->s.inner, at = row * d;
     uint16_t *written = take(&own, SIDE * d * 2), *normed = take(&own, SIDE * d * 2);
     uint16_t *inner = take(&own, SIDE * wide * 2);
+    float *x3 = take(&own, SIDE * d * 4);
     times(l->k.attended + at, d, d, d, l->m.out, NULL, written, d);
-    norm_rows_bf16(SIDE, d, l->k.x2 + at, written, l->p.out_bias, l->k.x3 + at, l->p.gain3, l->p.shift3, l->eps, normed,
-                   l->k.stats3 + 2 * row);
+    norm_rows_bf16(SIDE, d, f->mixed + at, written, l->p.out_bias, x3, l->p.gain3, l->p.shift3, l->eps, normed,
+                   l->k.hat3 + at, l->k.stats3 + 2 * row);
     times(normed, d, d, r, l->m.up_B, NULL, l->k.up_middle + row * r, r);
     times(l->k.up_middle + row * r, r, r, wide, l->m.up_A, NULL, inner, wide);
     gelu_rows(SIDE, wide, inner, l->p.up_bias, inner, l->tables);
@@ -51,7 +52,7 @@ static void ffn_rows(void *pass, int64_t row, Room own) {
     if (!f->out) return;
     times(l->k.down_middle + row * r, r, r, d, l->m.down_A, NULL, written, d);
     for (int64_t i = 0; i < SIDE; i++)
-        add_row_bf16(d, l->k.x3 + at + i * d, written + i * d, l->p.ffn_bias, f->out + at + i * d);
+        add_row_bf16(d, x3 + i * d, written + i * d, l->p.ffn_bias, f->out + at + i * d);
 }
 
 static void room_forward(Forward *f, Room *room, uint32_t **words) {
@@ -70,7 +71,7 @@ static void room_forward(Forward *f, Room *room, uint32_t **words) {
     f->carry = f->zeros ? f->zeros + s.batch * s.width : NULL;
 }
 
-static int64_t forward_bytes(Sizes s) { return 2 * SIDE * (s.inner + 2 * s.width + s.states) + 256; }
+static int64_t forward_bytes(Sizes s) { return 2 * SIDE * (s.inner + 4 * s.width + s.states) + 320; }
 
 /* Bytes of `work` that the way forward needs. */
 int64_t i3_layer_forward_room(const int64_t *sizes) {

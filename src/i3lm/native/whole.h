@@ -13,19 +13,19 @@ typedef struct {
     int64_t batch, steps, width, states, rank, inner, heads;
 } Sizes;
 
-/* model/fused.py has both lists in this order; of `Kept` the wide ones are left out. Parameters are float32. */
+/* model/fused.py has both lists in this order; of `Kept` the absent ones are left out. Parameters are float32. */
 typedef struct {
     float *gain1, *shift1, *w, *A, *B, *C, *D, *gain2, *shift2, *down, *down_bias, *q_up, *q_bias, *k_up, *k_bias, *v_up,
         *v_bias, *out, *out_bias, *gain3, *shift3, *up_A, *up_B, *up_bias, *down_A, *down_B, *ffn_bias;
 } Parts;
 
 typedef struct {
-    float *x1, *stats1, *states, *x2, *stats2;
-    uint16_t *middle;
+    float *x1, *stats1, *states, *stats2;
+    uint16_t *hat2, *middle;
     float *log_sums;
     uint16_t *attended;
-    float *x3, *stats3;
-    uint16_t *up_middle, *down_middle;
+    float *stats3;
+    uint16_t *hat3, *up_middle, *down_middle;
 } Kept;
 
 /* The matrices, packed as right factors: transposed on the way forward, as they are on the way back. What is wide comes
