@@ -52,13 +52,29 @@ class Document:
 class Lines:
     """Whole lines of a file, each a document that has not been looked at yet.
 
-    `tagged`: each is a conversation in line form. `first` is the number of the first line.
+    `raw` is what stands in the file from byte `offset` on. `tagged`: each is a conversation in line
+    form. `first` is the number of the first line.
     """
 
-    text: str
+    raw: bytes
     path: Place
     first: int
     tagged: bool
+    offset: int = 0
+
+    @cached_property
+    def data(self) -> bytes:
+        r"""The lines in UTF-8, with `\n` as line ends; UserError where that is not what they are.
+
+        They are looked at here, in the thread that wants them, and not by the one that reads.
+        """
+        plain = self.raw.isascii() and b"\0" not in self.raw and b"\r" not in self.raw
+        return self.raw if plain else self.text.encode()
+
+    @property
+    def text(self) -> str:
+        """The same as a string."""
+        return _decode(self.raw, self.path, self.first, self.offset)
 
     def documents(self) -> Iterator[Document]:
         """Yield all documents, empty ones too; UserError for a line that is none."""
@@ -219,8 +235,8 @@ def read_pieces(
     elif how in ("paragraph", "endoftext"):
         yield from _pieces(path, how == "endoftext", advance)
     else:
-        for number, block in _blocks(path, advance):
-            yield Lines(block, path, number, tagged=how == "conversation")
+        for number, offset, raw in _raw_blocks(path, advance):
+            yield Lines(raw, path, number, how == "conversation", offset)
 
 
 def cut(text: str) -> Iterator[str]:
@@ -289,26 +305,28 @@ def _split(block: str) -> list[str]:
 
 
 def _blocks(path: Place, advance: Callable[[int], None]) -> Iterator[tuple[int, str]]:
-    """Yield (number of its first line, text) of blocks that end at line ends.
+    """Yield (number of its first line, text) of the blocks of a file."""
+    for number, offset, raw in _raw_blocks(path, advance):
+        yield number, _decode(raw, path, number, offset)
+
+
+def _raw_blocks(path: Place, advance: Callable[[int], None]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (number of its first line, where it begins, bytes) of blocks that end at line ends.
 
     A line of more than MAX_CHARACTERS bytes is cut between two characters.
     """
     number, offset, held = 1, 0, b""
     with open_bytes(path) as file:
-        while True:
-            fresh = file.read(_BLOCK)
-            data = held + fresh
-            if not data:
-                return
-            end = len(data)
-            if fresh:
-                end = data.rfind(b"\n") + 1
-                if not end and len(data) < MAX_CHARACTERS:
-                    held = data
+        while (fresh := file.read(_BLOCK)) or held:
+            if end := fresh.rfind(b"\n") + 1:
+                raw, held = b"".join((held, memoryview(fresh)[:end])), fresh[end:]
+            else:
+                held += fresh
+                if fresh and len(held) < MAX_CHARACTERS:
                     continue
-                end = end or _boundary(data)
-            raw, held = data[:end], data[end:]
-            yield number, _decode(raw, path, number, offset)
+                end = _boundary(held) if fresh else len(held)
+                raw, held = held[:end], held[end:]
+            yield number, offset, raw
             number += count_lines(raw)
             offset += len(raw)
             advance(len(raw))

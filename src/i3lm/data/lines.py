@@ -23,7 +23,7 @@ class ScannedLines:
 
         Runs beside other threads.
         """
-        return cls(lines, scan_lines(lines.text.encode(), lines.tagged, salt))
+        return cls(lines, scan_lines(lines.data, lines.tagged, salt))
 
     @property
     def here(self) -> np.ndarray:
