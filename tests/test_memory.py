@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from i3lm.cli import group
 from i3lm.errors import UserError
-from i3lm.memory import CHECKPOINTING_SPEED, Choice, Wanted, estimate, plan
-from i3lm.model import COMPILED
+from i3lm.memory import CHECKPOINTING_SPEED, Choice, Wanted, _activations, estimate, plan
+from i3lm.model import COMPILED, room, whole_layer
 from i3lm.presets import PRESETS, find_preset
 from i3lm.training.config import TrainConfig
 
@@ -28,6 +28,16 @@ compiled = pytest.mark.skipif(not COMPILED, reason="the estimate is of the compi
 def test_with_room_nothing_is_given_up():
     choice, _ = plan(SIZES, WANTED, 4_000_000_000, RUNTIME)
     assert choice == Choice(4, 256, "none", "muon", 32, 2)
+
+
+def test_what_layers_keep_is_counted_to_the_byte():
+    def kept(mode):
+        return _activations(SIZES, Choice(4, 256, mode, "muon", 32, 2))
+
+    s, count, inputs = SIZES, SIZES.num_hidden_layers, 4 * 1024 * SIZES.hidden_size
+    numbers = s.hidden_size, s.state_size, s.rank, s.intermediate_size, s.num_attention_heads
+    _, layer = room.places(whole_layer.kinds_kept(whole_layer.Sizes(4, 256, *numbers)).values())
+    assert kept("none") - kept("full") == (count - 1) * (inputs + layer) - count * inputs
 
 
 @given(st.integers(380_000_000, 900_000_000))

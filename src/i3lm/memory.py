@@ -145,7 +145,7 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
     lean = 4 * d + low * (d + 5 * r) + 4 * (n + sizes.num_attention_heads) + 24
     if _is_whole(sizes, choice):  # `model.whole_layer`, `whole_head` share their room
         lean += 2 * low * d
-        wide, back = 0, 8 * d
+        wide, back = 0, 8 * d  # dropout's third gradient takes the place of `ends`
         room = choice.tokens * (10 * d + max(8 * r + 4 * f, 26 * d + 12 * r))
         room += low * (layer + r * (3 * d + f))
         rows = min(choice.tokens, HEAD_LOGITS // v)

@@ -92,7 +92,7 @@ class Kept(NamedTuple):
     attended: Tensor
     x3: Tensor
     stats3: Tensor
-    hat3: Tensor
+    hat3: Tensor  # as hat2
     up_middle: Tensor  # (M, R) low
     inner: Tensor  # (M, F) low, before bias and GELU
     down_middle: Tensor  # (M, R) low

@@ -62,6 +62,7 @@ def sizes_of(p: "Parts", shape: Sequence[int], heads: int) -> Sizes:
 def kinds_kept(s: Sizes) -> dict[str, Kind]:
     """Return shapes and types of what the way forward keeps beside x1: as in `Kept`, in its order.
 
+    Of a norm's input the way back wants the normalised values alone, and bfloat16 does for them.
     What is wide is not among it: the way back computes it from the middles once more, a block of
     tokens at a time, which is faster than to write it to memory and to read it.
     """

@@ -34,7 +34,8 @@ typedef uint32_t Wide __attribute__((vector_size(64)));
 typedef uint16_t Narrow __attribute__((vector_size(32)));
 #define SHORT 128 /* numbers of a row */
 
-/* Lanes of two vectors, by their numbers in both; `Order` has as many. */
+/* Lanes of two vectors, by their numbers in both. GCC before 12 has one of these only, clang the other; Order: as many
+ * ints as the result has lanes. */
 #if defined(__clang__) || __GNUC__ >= 12
 #define CHOSEN(Order, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else

@@ -6,11 +6,12 @@
 
 /* ---- LayerNorm -------------------------------------------------------------------------------------------------- */
 
-/* y = x + add + shift (add may be NULL; then y may be too; y may be x), n = LayerNorm(y), hat the same before gain and bias (or NULL);
- * stats: mean and 1 / deviation of each row. */
+/* y = x + add + shift (add may be NULL; then y may be too; y may be x), n = LayerNorm(y), hat (or NULL) the same before
+ * gain and bias; stats: mean and 1 / deviation of each row. */
 CLONES
 void NAME(norm_rows)(int64_t rows, int64_t dim, const float *x, const LOW *restrict add,
-                            const float *restrict shift, float *y, const float *restrict gain, const float *restrict bias, float eps,
+                            const float *restrict shift, float *y, const float *restrict gain,
+                            const float *restrict bias, float eps,
                             LOW *restrict n, LOW *restrict hat, float *restrict stats) {
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * dim;
@@ -47,9 +48,9 @@ int NAME(i3_norm_forward)(int64_t rows, int64_t dim, const float *x, const LOW *
     return 0;
 }
 
-/* dx = dy + (the gradient of x through LayerNorm), from the gradient dn (+ more, which may be NULL). Of x or `hat`, which
- * is x normalised, one is given. Also dx in LOW, n = LayerNorm(x) unless NULL, and for each chunk the sums of d gain,
- * d bias and dx (partial: chunks, 3, dim). */
+/* dx = dy + (the gradient of x through LayerNorm), from the gradient dn (+ more, which may be NULL). Of x or
+ * `hat`, which is x normalised, one is given. Also dx in LOW, n = LayerNorm(x) unless NULL (of `hat`, and so rounded
+ * twice), and for each chunk the sums of d gain, d bias and dx (partial: chunks, 3, dim). */
 CLONES
 void NAME(norm_rows_backward)(int64_t rows, int64_t dim, const float *restrict x, const LOW *restrict hat,
                                      const float *restrict stats, const float *restrict gain,

@@ -92,8 +92,8 @@ static void attention_rows_back(void *pass, int64_t row, Room own) {
     times_float(b->low + at, d, n, l->m.C, b->d_states + row * n);
     narrow(SIDE * n, l->k.states + row * n, states);
     pack_left_block(l->tokens, row, n, states, n, b->left_states);
-    norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, b->n1 + at,
-                   NULL, l->k.stats1 + 2 * row);
+    norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps,
+                   b->n1 + at, NULL, l->k.stats1 + 2 * row);
 }
 
 static void recurrence_rows_back(void *pass, int64_t row, Room own) {

@@ -6,7 +6,7 @@
 
 typedef struct {
     Layer layer;
-    float *u, *mixed, *zeros, *columns, *carry, *out; /* mixed: from attention_rows on what C adds is in it */
+    float *u, *mixed, *zeros, *columns, *carry, *out; /* mixed: from attention_rows on this is x2 */
     uint16_t *n1, *q, *k, *v;
 } Forward;
 
@@ -14,8 +14,8 @@ static void recurrence_rows(void *pass, int64_t row, Room own) {
     Forward *f = pass;
     Layer *l = &f->layer;
     int64_t d = l->s.width, at = row * d;
-    norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps, f->n1 + at,
-                   NULL, l->k.stats1 + 2 * row);
+    norm_rows_bf16(SIDE, d, l->k.x1 + at, NULL, NULL, NULL, l->p.gain1, l->p.shift1, l->eps,
+                   f->n1 + at, NULL, l->k.stats1 + 2 * row);
     times_float(f->n1 + at, d, l->s.states, l->m.B, f->u + row * l->s.states);
 }
 

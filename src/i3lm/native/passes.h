@@ -17,7 +17,8 @@ static inline void ask_for(const void *from, int64_t bytes) {
 
 void norm_rows_bf16(int64_t rows, int64_t dim, const float *x, const uint16_t *add, const float *shift, float *y,
                     const float *gain, const float *bias, float eps, uint16_t *n, uint16_t *hat, float *stats);
-void norm_rows_backward_bf16(int64_t rows, int64_t dim, const float *x, const uint16_t *hat, const float *stats, const float *gain,
+void norm_rows_backward_bf16(int64_t rows, int64_t dim, const float *x, const uint16_t *hat,
+                             const float *stats, const float *gain,
                              const float *bias, const uint16_t *dn, const uint16_t *more, const float *dy, float *dx,
                              uint16_t *dx_low, uint16_t *n, float *partial);
 void add_row_bf16(int64_t count, const float *x, const uint16_t *add, const float *shift, float *y);
