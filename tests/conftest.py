@@ -4,7 +4,7 @@ import ctypes
 import signal
 
 import pytest
-import torch  # noqa: F401  # the whole of it, before a test's `benchmarks` asks for less
+import torch  # the whole of it, before a test's `benchmarks` asks for less
 
 # nohup and shells' background jobs ignore these, in every process started here, too; tests send
 # them.
@@ -28,6 +28,14 @@ def instructions(request, monkeypatch):
     elif not tiles.value:
         pytest.skip("no AMX tiles on this processor")
     return request.param
+
+
+@pytest.fixture
+def on_threads():
+    """Sets how many threads torch works on, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """\
@@ -38,14 +37,12 @@ ignore_missing_imports = True
 """
 
 
-def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, on_threads):
     monkeypatch.chdir(tmp_path)
     line = "[INST] Hi, I am Anna number {0}. [/INST] Hello Anna! What do you like, number {0}?\n"
     Path("my_text.txt").write_text("".join(line.format(i) for i in range(200)))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # products of this size are slower on several
+    on_threads(1)  # products of this size are slower on several
     found = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
-    torch.set_num_threads(before)
     assert found.attempted > 10
     assert found.failed == 0
 

@@ -41,13 +41,11 @@ def test_the_kernel_and_its_gradients_against_float64(shape, share):
 
 
 @pytest.mark.skipif(not COMPILED, reason="no compiler built the C kernels here")
-def test_any_number_of_threads_drops_the_same():
+def test_any_number_of_threads_drops_the_same(on_threads):
     x, y, found = torch.zeros(3, 100, 99), torch.ones(3, 100, 99), []
-    before = torch.get_num_threads()
     for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+        on_threads(threads)
         found.append(Dropout(0.2, keys_of(3))(x, y, 0))
-    torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 

@@ -85,15 +85,12 @@ def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch, block):
     assert torch.equal(loss, again)
 
 
-def test_its_sums_do_not_depend_on_the_number_of_threads():
+def test_its_sums_do_not_depend_on_the_number_of_threads(on_threads):
     tensors, targets = drawn(*SIZES["many classes"])
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            found.append(whole_head.head_loss(*tensors, targets, True))
-    finally:
-        torch.set_num_threads(threads)
+    found = []
+    for threads in (1, 2):
+        on_threads(threads)
+        found.append(whole_head.head_loss(*tensors, targets, True))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 

@@ -91,16 +91,13 @@ def test_what_is_computed_again_is_the_same(instructions, mode):
 
 
 @pytest.mark.parametrize("name", ["short sequences", "long ones"])
-def test_threads_change_no_bit(instructions, name):
+def test_threads_change_no_bit(instructions, on_threads, name):
     sizes, (batch, steps) = SIZES[name]
     layer, (x, grad) = layer_of(sizes), drawn(sizes, batch, steps)
-    had, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(layer, x, grad))
-    finally:
-        torch.set_num_threads(had)
+    found = []
+    for threads in (1, 2, 3):
+        on_threads(threads)
+        found.append(results(layer, x, grad))
     assert all(torch.equal(found[0][key], other[key]) for other in found[1:] for key in other)
 
 

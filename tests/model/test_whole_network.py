@@ -137,15 +137,12 @@ def test_what_is_computed_again_is_the_same(instructions, mode):
     assert all(torch.equal(once[1][key], again[1][key]) for key in once[1])
 
 
-def test_threads_change_no_bit(instructions):
+def test_threads_change_no_bit(instructions, on_threads):
     network, ids, targets = drawn("long ones")
-    had, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(whole(network, ids, targets))
-    finally:
-        torch.set_num_threads(had)
+    found = []
+    for threads in (1, 2, 3):
+        on_threads(threads)
+        found.append(whole(network, ids, targets))
     assert len({loss for loss, _ in found}) == 1
     assert all(torch.equal(found[0][1][k], other[k]) for _, other in found[1:] for k in other)
 

@@ -62,7 +62,7 @@ class Lines:
     tagged: bool
     offset: int = 0
 
-    @cached_property
+    @property
     def data(self) -> bytes:
         r"""The lines in UTF-8, with `\n` as line ends; UserError where that is not what they are.
 
