@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,13 +31,13 @@ def command(*arguments) -> subprocess.Popen:
 
 
 def begin(config: TrainConfig, *more) -> subprocess.Popen:
-    """Begin a run of the small configuration, and wait for its first step."""
+    """Begin a run of the small configuration, and wait until it can be gone on with."""
     run = Path(config.out)
     child = command(
         *("--data", config.data[0], "--out", run, "--preset", "i3-tiny", "--vocab-size", 400),
         *("--context", 32, "--threads", 1, "--precision", "fp32", *more),
     )
-    while not (run / "metrics.jsonl").exists() and child.poll() is None:
+    while not (run / "run.json").exists() and child.poll() is None:
         time.sleep(0.02)
     return child
 
@@ -142,6 +143,22 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew(small_conf
     train(dataclasses.replace(TrainConfig.load(run), steps=config.steps), resume=True)
     assert weights(run) == weights(clean)
     assert not list(run.glob(".*.part"))
+
+
+def test_a_run_that_is_killed_before_its_settings_are_written_begins_anew(small_config, tmp_path):
+    """What it has left by then stands in nobody's way; rows of a run do."""
+    clean = train(small_config(out=str(tmp_path / "clean"))).folder
+    config = small_config()
+    run = Path(config.out)
+    shutil.copytree(clean / "data", run / "data")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="is not empty"):
+        train(config)
+    assert metrics.read_text() == '{"step": 1}\n'
+    metrics.write_text("")
+    train(config)
+    assert weights(run) == weights(clean)
 
 
 def test_a_second_signal_ends_at_once(small_config):

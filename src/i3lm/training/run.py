@@ -347,6 +347,8 @@ def _expected(path: Path) -> bool:
     if path.name == "data" and path.is_dir():  # the user's own texts may lie in such a folder
         names = [entry.name for entry in path.iterdir()]
         return all(name in FILES or name.endswith(PART) or of_stream(name) for name in names)
+    if path.name == "metrics.jsonl":  # opened a moment before run.json is there
+        return path.is_file() and path.stat().st_size == 0
     return path.name == LOCK or path.name.endswith(PART)
 
 
