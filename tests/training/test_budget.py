@@ -11,7 +11,7 @@ from i3lm.training.config import TrainConfig
 @pytest.fixture(autouse=True)
 def _rate(monkeypatch):
     """A machine with two cores whose products do 400 GFLOP/s."""
-    monkeypatch.setattr(budget, "products_per_second", lambda dtype: 4e11)
+    monkeypatch.setattr(budget, "products_per_second", lambda dtype: [4e11])
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
@@ -37,12 +37,12 @@ def test_steps_count_as_their_tokens_and_the_shorter_of_both_counts():
 
 def test_a_slow_machine_takes_a_smaller_model(monkeypatch):
     hour = chosen(time=3600.0)
-    monkeypatch.setattr(budget, "products_per_second", lambda dtype: 1e10)
+    monkeypatch.setattr(budget, "products_per_second", lambda dtype: [1e10])
     assert (hour, chosen(time=3600.0)) == ("i3-small", "i3-mini")
 
 
 def test_products_that_take_no_time_leave_the_rest(monkeypatch):
-    monkeypatch.setattr(budget, "products_per_second", lambda dtype: 1e15)
+    monkeypatch.setattr(budget, "products_per_second", lambda dtype: [1e15])
     assert chosen(time=300.0) == "i3-mini"
     assert chosen(time=1800.0) == "i3-small"
 

@@ -4,6 +4,7 @@ import ctypes
 import gc
 
 import pytest
+import torch
 
 from i3lm.model import whole_layer
 from i3lm.training import hardware
@@ -32,3 +33,29 @@ def test_only_glibc_is_asked(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", None)
     hardware.keep_freed_memory()
     hardware.return_freed_memory()
+
+
+class Timed:
+    """A matrix whose product takes the time that a clock of the test gives it."""
+
+    now = 0.0
+
+    def __init__(self, rows, columns, dtype):
+        self.shape, self.dtype = (rows, columns), dtype
+
+    def numel(self):
+        return self.shape[0] * self.shape[1]
+
+    def __matmul__(self, other):
+        seconds = 0.0005 if self.dtype is torch.bfloat16 else 0.001
+        held_up = 5 if 0.002 < Timed.now < 0.022 or Timed.now < 0.0004 else 1
+        Timed.now += held_up * seconds
+
+
+def test_a_spell_of_other_work_does_not_choose_the_precision(monkeypatch):
+    """For 20 ms everything is five times slower: five trials on end would all fall into it."""
+    monkeypatch.setattr(hardware.torch, "ones", Timed)
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: Timed.now)
+    half, full = hardware.products_per_second(torch.bfloat16, torch.float32)
+    assert half == pytest.approx(2 * 256 * 512 * 512 / 0.0005)
+    assert full == pytest.approx(half / 2)

@@ -56,7 +56,8 @@ def _flops(config: TrainConfig, processes: int) -> float:
         given.append(config.steps * config.batch_tokens * smallest.flops_per_token(config.context))
     if config.seconds:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        rate = SHARE * products_per_second(dtype)
+        (products,) = products_per_second(dtype)
+        rate = SHARE * products
         rate = 1 / (1 / rate + 1 / (OTHER_WORK * torch.get_num_threads()))
         given.append(config.seconds * processes * rate)
     return min(given)
