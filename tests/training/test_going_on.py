@@ -265,13 +265,13 @@ def test_a_run_that_is_found_late_is_left_alone(small_config, monkeypatch):
     from i3lm.training import run as module
 
     config = small_config()
-    looked = module._check_folder
+    looked = module.check_folder
 
     def look(run, resume):
         looked(run, resume)
         (run / "run.json").write_text("another's")
 
-    monkeypatch.setattr(module, "_check_folder", look)
+    monkeypatch.setattr(module, "check_folder", look)
     with pytest.raises(UserError, match="holds another run"):
         train(config)
     assert (Path(config.out) / "run.json").read_text() == "another's"

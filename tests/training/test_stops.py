@@ -175,7 +175,7 @@ def test_a_second_signal_ends_at_once(small_config):
 
 def test_an_evaluation_that_a_signal_ends_is_made_up_for(small_config, tmp_path, monkeypatch):
     """The metrics hold what those of an uninterrupted run do."""
-    import i3lm.training.run as module
+    import i3lm.training.heldout as module
 
     settings = {"steps": 6, "eval_every": Every(steps=2)}
     clean = train(small_config(out=str(tmp_path / "clean"), **settings)).folder

@@ -15,6 +15,7 @@ from i3lm.model.whole_layer import drop_work
 
 TRIAL = 0.05  # seconds
 
+
 def choose_device(name: str, number: int = 0) -> torch.device:
     """Return the device; UserError when torch does not know it or the machine has none.
 

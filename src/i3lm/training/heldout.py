@@ -1,14 +1,21 @@
 """The held-out text that a run looks at on its way, and the replies it shows."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from i3lm.folder import Loaded
+from i3lm.generation import Sampling, TextStream, make_generator
+from i3lm.scoring import score_tokens
 from i3lm.tokenizer import BOS, END_INST, EOS, INST, SPECIAL_TOKENS, ChunkTokenizer
+from i3lm.training.loop import Trainer
 
 QUICK_TOKENS = 16_384  # what a run scores on its way: a second or so
 FINAL_TOKENS = 65_536  # what it scores at its end
 FIRST_BYTE = len(SPECIAL_TOKENS)
+SAMPLE_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -65,3 +72,38 @@ def sample_prompts(tokens: np.ndarray, tokenizer: ChunkTokenizer) -> list[list[i
         question = [{"role": "user", "content": "Who are you?"}]
         prompts.insert(0, tokenizer.encode_conversation(question, True).tolist())
     return prompts
+
+
+def bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
+    """Score the text; raise Interrupted where a signal comes meanwhile.
+
+    On the way products have the training's precision, in half of the time; the closing figure is
+    of float32.
+    """
+    trainer.network.eval()
+    autocast = on_the_way and trainer.autocast
+    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=autocast):
+        # No more windows at once than in training: evaluation must not need more memory.
+        nats, _ = score_tokens(
+            trainer.network,
+            text.tokens,
+            batch=trainer.microbatch,
+            advance=lambda count: trainer.heed_signals(),
+        )
+    return nats / math.log(2) / text.characters
+
+
+def sample_reply(trainer: Trainer, tokenizer: ChunkTokenizer, prompts: list[list[int]]) -> dict:
+    """Continue one of the prompts, greedily; another prompt each time."""
+    network = trainer.network
+    prompt = prompts[trainer.counters.step % len(prompts)]
+    reply = TextStream(
+        Loaded(network, tokenizer, network.config),
+        prompt,
+        max_new_tokens=SAMPLE_TOKENS,
+        sampling=Sampling(temperature=0.0),
+        generator=make_generator(0),
+        ends=(EOS, INST),
+    )
+    question = tokenizer.decode(prompt).strip()
+    return {"prompt": question, "reply": "".join(reply).strip()}

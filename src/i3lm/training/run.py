@@ -13,18 +13,14 @@ from safetensors import SafetensorError
 
 from i3lm import __version__
 from i3lm.data import Corpus
-from i3lm.data.packing import FILES
-from i3lm.data.segments import drop_segments, of_stream
+from i3lm.data.segments import drop_segments
 from i3lm.errors import UserError
-from i3lm.files import PART, remove_parts, write_atomic, writing_to
+from i3lm.files import remove_parts, write_atomic, writing_to
 from i3lm.folder import Loaded, load_folder, save_folder
-from i3lm.generation import Sampling, TextStream, make_generator
 from i3lm.model import COMPILED
 from i3lm.model.network import I3Network
 from i3lm.report.listener import NAME as REPORT
 from i3lm.report.listener import with_report
-from i3lm.scoring import score_tokens
-from i3lm.tokenizer import EOS, INST
 from i3lm.training.budget import choose_preset
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
@@ -32,20 +28,19 @@ from i3lm.training.hardware import choose_device, choose_precision, resident_byt
 from i3lm.training.heldout import (
     FINAL_TOKENS,
     QUICK_TOKENS,
-    HeldOut,
+    bits_per_character,
     first_documents,
     sample_prompts,
+    sample_reply,
 )
 from i3lm.training.joining import LOST, Meeting, joined, shared_config, shared_corpus
-from i3lm.training.lock import NAME as LOCK
 from i3lm.training.lock import lock_folder, started_by_same
 from i3lm.training.loop import Trainer
 from i3lm.training.parallel import Alone, Interrupted, Lost
 from i3lm.training.planning import plan_run, require_machine
+from i3lm.training.run_folder import check_folder, drop_empty
 from i3lm.training.text import as_chosen, begun_as, open_text, require_enough, streamed
 from i3lm.units import format_bytes, format_duration
-
-SAMPLE_TOKENS = 48
 
 Listener = Callable[[str, dict], None]  # of the events in `training.events`
 
@@ -85,13 +80,13 @@ def _lead(
     """Train as the process that writes, with the folder to itself."""
     run = Path(config.out)
     resume = resume or (started_by_same(run) and (run / "run.json").exists())
-    _check_folder(run, resume)
+    check_folder(run, resume)
     with lock_folder(run) as warning:
         if warning:
             tell("note", {"text": warning})
         ours = False  # what lies in the folder
         try:
-            _check_folder(run, resume)  # again: another run may have ended meanwhile
+            check_folder(run, resume)  # again: another run may have ended meanwhile
             ours = not resume
             if ours:
                 drop_segments(run / "data")
@@ -103,7 +98,7 @@ def _lead(
                 for name in ("run.json", "metrics.jsonl", REPORT):
                     (run / name).unlink(missing_ok=True)
                 drop_segments(run / "data")
-            _drop_empty(run)
+            drop_empty(run)
             raise
 
 
@@ -240,8 +235,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     def evaluate() -> None:
         trainer.counters.owes_evaluation = trainer.progress < 1
         try:
-            bits = _bits_per_character(trainer, quick, on_the_way=True)
-            sample = _sample(trainer, corpus, prompts) if math.isfinite(bits) else {}
+            bits = bits_per_character(trainer, quick, on_the_way=True)
+            sample = sample_reply(trainer, corpus.tokenizer, prompts) if math.isfinite(bits) else {}
         except Interrupted:  # the next step says so to all processes
             trainer.network.train()
             return
@@ -298,7 +293,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         try:
             evaluate()
             final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
-            bits = _bits_per_character(trainer, final)
+            bits = bits_per_character(trainer, final)
         except Interrupted:
             final = None
             trainer.save()
@@ -318,40 +313,6 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     return TrainResult(trainer.run, figures, interrupted=final is None)
 
 
-def _check_folder(run: Path, resume: bool) -> None:
-    if resume:
-        begun = (run / "run.json").exists() and not (run / "model.safetensors").exists()
-        if not list_checkpoints(run) and not begun:
-            what = "its checkpoints/ is empty" if (run / "run.json").exists() else "no run.json"
-            raise UserError(
-                f"{run} holds no run that can go on ({what}); name another folder, or start a run "
-                "with another --out"
-            )
-        return
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run} is a file; choose a folder with --out")
-    if (run / "run.json").exists():
-        raise UserError(
-            f"{run} holds another run; go on with it by --resume {run}, or choose another --out"
-        )
-    if run.exists() and any(not _expected(path) for path in run.iterdir()):
-        raise UserError(f"{run} is not empty; choose another folder with --out")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {run} ({error.strerror}); choose another --out") from None
-
-
-def _expected(path: Path) -> bool:
-    """Whether this may lie in the folder of a new run: of one that was stopped as it began."""
-    if path.name == "data" and path.is_dir():  # the user's own texts may lie in such a folder
-        names = [entry.name for entry in path.iterdir()]
-        return all(name in FILES or name.endswith(PART) or of_stream(name) for name in names)
-    if path.name == "metrics.jsonl":  # opened a moment before run.json is there
-        return path.is_file() and path.stat().st_size == 0
-    return path.name == LOCK or path.name.endswith(PART)
-
-
 def _careful(listener: Listener | None) -> Listener:
     """Return the listener, whose terminal may go away without ending the run."""
 
@@ -367,52 +328,9 @@ def _careful(listener: Listener | None) -> Listener:
     return tell
 
 
-def _drop_empty(run: Path) -> None:
-    """Remove a folder in which a refused run has left nothing but its lock."""
-    with contextlib.suppress(OSError):
-        if {path.name for path in run.iterdir()} == {LOCK}:
-            (run / LOCK).unlink()
-            run.rmdir()
-
-
 def _had(trainer: Trainer) -> str:
     counters = trainer.counters
     return f"the run has had {counters.step:,} steps in {format_duration(counters.seconds)}"
-
-
-def _bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
-    """Score the text; raise Interrupted where a signal comes meanwhile.
-
-    On the way products have the training's precision, in half of the time; the closing figure is
-    of float32.
-    """
-    trainer.network.eval()
-    autocast = on_the_way and trainer.autocast
-    with torch.autocast(trainer.device.type, torch.bfloat16, enabled=autocast):
-        # No more windows at once than in training: evaluation must not need more memory.
-        nats, _ = score_tokens(
-            trainer.network,
-            text.tokens,
-            batch=trainer.microbatch,
-            advance=lambda count: trainer.heed_signals(),
-        )
-    return nats / math.log(2) / text.characters
-
-
-def _sample(trainer: Trainer, corpus: Corpus, prompts: list[list[int]]) -> dict:
-    """Continue one of the prompts, greedily; another prompt each time."""
-    network = trainer.network
-    prompt = prompts[trainer.counters.step % len(prompts)]
-    reply = TextStream(
-        Loaded(network, corpus.tokenizer, network.config),
-        prompt,
-        max_new_tokens=SAMPLE_TOKENS,
-        sampling=Sampling(temperature=0.0),
-        generator=make_generator(0),
-        ends=(EOS, INST),
-    )
-    question = corpus.tokenizer.decode(prompt).strip()
-    return {"prompt": question, "reply": "".join(reply).strip()}
 
 
 def _figures(trainer: Trainer, corpus: Corpus) -> dict:
