@@ -69,6 +69,8 @@ class Structure:
         self.layers = [fused.parameters_of(layer) for layer in layers] if self.plain else []
         shapes = [[shape_of(p) for p in layer] for layer in self.layers]
         self.plain &= all(other == shapes[0] for other in shapes)
+        if self.plain:  # what is stored in few bits has no numbers to ask for its sizes
+            self.like = Parts(*(torch.empty(shape, device="meta") for shape in shapes[0]))
 
     def _count(self) -> list[tuple[int, int]]:
         return [(len(children), len(owned)) for children, owned in self._owners]
@@ -117,14 +119,13 @@ class _Pass:
 
     def fits(self) -> bool:
         """Say whether the calls take these sizes, and prepare the way forward."""
-        first = self.parameters[0]
+        like = self.network.structure.like
         heads = self.backbone.layers[0].attention.num_heads
         if any(layer.attention.num_heads != heads for layer in self.backbone.layers):
             return False
-        with held(first):
-            if not whole_layer.fits(Parts(*first), self.shape, heads, torch.bfloat16):
-                return False
-            self.sizes = whole_layer.sizes_of(Parts(*first), self.shape, heads)
+        if not whole_layer.fits(like, self.shape, heads, torch.bfloat16):
+            return False
+        self.sizes = whole_layer.sizes_of(like, self.shape, heads)
         self.begins, self.room = places(whole_layer.kinds_kept(self.sizes).values())
         self.w = torch.sigmoid(torch.stack([p[W] for p in self.parameters]))  # (L, D)
         matrices = torch.stack([p[A] for p in self.parameters])  # (L, N, N)
