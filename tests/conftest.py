@@ -5,6 +5,11 @@ import signal
 
 import pytest
 import torch  # the whole of it, before a test's `benchmarks` asks for less
+from hypothesis import settings
+
+# A busy machine is no failure. Here, since tests take the settings of the moment they are read.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # nohup and shells' background jobs ignore these, in every process started here, too; tests send
 # them.

@@ -54,7 +54,7 @@ def server(folder):
 
 @pytest.fixture(scope="module")
 def public(folder):
-    """For everyone on the network; one test ends it."""
+    """For everyone on the network."""
     with Server(
         folder, "--host", "0.0.0.0", "--queue", "250", "--max-new-tokens", "1000000"
     ) as running:

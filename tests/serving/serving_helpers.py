@@ -18,18 +18,36 @@ WINDOW = 32
 HELLO = [{"role": "user", "content": "the cat"}]
 CHAT = "/v1/chat/completions"
 SHORT = {"messages": HELLO, "max_tokens": 4, "seed": 1}
+WITH_GRACE = """
+import sys
+from i3lm.__main__ import main
+from i3lm.serving import server
+server.GRACE_SECONDS = {}
+sys.exit(main())
+"""
 ENDLESS = {"messages": HELLO, "max_tokens": 1_000_000, "stream": True}
 
 
 class Server:
-    """`i3lm serve FOLDER`, on a port that is free or the one given, until the block ends."""
+    """`i3lm serve FOLDER`, on a port that is free or the one given, until the block ends.
 
-    def __init__(self, folder: Path, *flags: str, key: str | None = None, port: int = 0) -> None:
+    `grace`: the seconds that replies have to end, where they are not its own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        key: str | None = None,
+        port: int = 0,
+        grace: float | None = None,
+    ) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "I3LM_API_KEY"}
         if key is not None:
             environment["I3LM_API_KEY"] = key
+        command = ["-m", "i3lm"] if grace is None else ["-c", WITH_GRACE.format(grace)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "i3lm", "serve", str(folder), "--port", str(port), *flags],
+            [sys.executable, *command, "serve", str(folder), "--port", str(port), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

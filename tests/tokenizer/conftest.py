@@ -1,13 +1,9 @@
 import json
 
 import pytest
-from hypothesis import settings
 from tokenizer_texts import SAMPLE
 
 from i3lm.tokenizer import ChunkTokenizer, VocabularyCounter
-
-settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
-settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
 from i3lm.training.joining import Meeting, _compare, _facts
 from i3lm.training.metrics import read_metrics
-from i3lm.training.signals import SIGNALS
+from i3lm.training.parallel import Lost
+from i3lm.training.signals import SIGNALS, caught
 
 SMALL = (
     *("--preset", "i3-tiny", "--vocab-size", "400", "--context", "32", "--batch-tokens", "64"),
@@ -63,10 +64,8 @@ def test_an_environment_that_makes_no_sense(alone, names, message):
 
 
 def refused(capsys, *words: str) -> str:
-    """Run a command that must end with one line in seconds; return the line."""
-    began = time.monotonic()
+    """Run a command that must end with one line; return the line."""
     assert main(["train", *SMALL, "--quiet", "--steps", "2", *words]) == 2
-    assert time.monotonic() - began < 10
     errors = capsys.readouterr().err
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
@@ -85,8 +84,8 @@ def test_a_rendezvous_that_is_not_there(alone, capsys, tmp_path):
 def test_processes_that_do_not_come(alone, capsys, tmp_path):
     alone(RANK=0, WORLD_SIZE=3, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     run = tmp_path / "run"
-    error = refused(capsys, "--out", str(run), "--ddp-timeout", "1s")
-    assert "of 3 processes 1, 2 did not come within 1 s" in error
+    error = refused(capsys, "--out", str(run), "--ddp-timeout", "5s")
+    assert "of 3 processes 1, 2 did not come within 5 s" in error
     assert not run.exists()
 
 
@@ -102,12 +101,13 @@ def meet(changes: dict, sizes: tuple[int, int] = (2, 2)) -> list[str]:
     """Let two processes introduce themselves, here threads; return what each refuses."""
     port, found = free_port(), ["", ""]
     met = []  # process 0 keeps the store: it must not go before process 1 has read
+    seconds = 30.0 if sizes[0] == sizes[1] else 2.0  # one of them waits in vain
 
     def introduce(rank: int) -> None:
         facts = _facts(TrainConfig(), False)
         facts |= changes if rank else {}
         try:
-            meeting = Meeting(Launch(rank, sizes[rank], address="127.0.0.1", port=port), 2.0)
+            meeting = Meeting(Launch(rank, sizes[rank], address="127.0.0.1", port=port), seconds)
             met.append(meeting)
             _compare(meeting.introduce(facts))
         except UserError as error:
@@ -198,17 +198,28 @@ def test_a_launch_of_what_cannot_be_says_one_line(text_file, tmp_path):
     assert not run.exists()
 
 
+def test_no_signal_is_heeded_once_a_process_is_lost(alone):
+    """torchrun ends those that are left at once; they have to say first why they end."""
+    before = signal.getsignal(signal.SIGTERM)
+    with caught(lambda: None):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Lost), caught(lambda: None):
+        raise Lost("it is gone")
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
+
+
 @linux
 def test_a_killed_process_is_started_again_from_the_last_checkpoint(text_file, tmp_path):
     run = tmp_path / "run"
     again = ("--max-restarts", 1)
-    child = begin(2, run, text_file, "--quiet", "--steps", 30, launch=again)
+    child = begin(2, run, text_file, "--quiet", "--steps", 60, launch=again)
     os.kill(workers(child)[1], signal.SIGKILL)
     _, errors = child.communicate(timeout=100)
     assert child.returncode == 0, errors
-    assert step_of(run) == 30
+    assert step_of(run) == 60
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
-    assert steps == [*range(1, 31)]
+    assert steps == [*range(1, 61)]
     assert (run / "model.safetensors").exists()
 
 
@@ -220,7 +231,7 @@ def test_a_killed_process_ends_all_and_another_number_goes_on(text_file, tmp_pat
     os.kill(workers(child)[1], signal.SIGKILL)
     began = time.monotonic()
     _, errors = child.communicate(timeout=100)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 90  # the timeout is of five minutes
     assert child.returncode == 1
     (line,) = said(errors)
     assert f"process 1 on {socket.gethostname()} does not answer" in line

@@ -96,7 +96,7 @@ def test_ctrl_c_saves_and_a_lone_process_goes_on(text_file, tmp_path):
 def test_a_killed_process_ends_all_which_start_again(text_file, tmp_path):
     """Its part is lost with it, so the run goes on from the last checkpoint, and to its end."""
     run = tmp_path / "run"
-    words = ("--quiet", "--steps", 14, "--parallel", "fsdp", "--eval-every", 7)
+    words = ("--quiet", "--steps", 42, "--parallel", "fsdp", "--eval-every", 21)
     child = begin(2, run, text_file, *words, launch=("--max-restarts", 1))
     os.kill(workers(child)[1], signal.SIGKILL)
     _, errors = child.communicate(timeout=100)
@@ -105,9 +105,9 @@ def test_a_killed_process_ends_all_which_start_again(text_file, tmp_path):
     assert f"process 1 on {socket.gethostname()} does not answer" in line
     assert "go on from the last checkpoint, with --resume" in line
     rows = read_metrics(run / "metrics.jsonl")
-    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 15)]
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 43)]
     evaluated = [row for row in rows if "held_out_bits_per_character" in row]
-    assert [row["step"] for row in evaluated] == [7, 14]
+    assert [row["step"] for row in evaluated] == [21, 42]
     assert all(row["sample"]["reply"] for row in evaluated)
     assert read_header(run / "model.safetensors").tensors.keys() == (
         read_header(list_checkpoints(run)[0] / "model.safetensors").tensors.keys()

@@ -28,8 +28,8 @@ def test_a_machine_that_is_cut_off(slow_link, text_file, tmp_path):
     """Both ends say so once the timeout is over; the first has all saved."""
     outs = [tmp_path / "first", tmp_path / "second"]
     words = (*SMALL, "--data", str(text_file), "--steps", "100000", "--checkpoint-every", "3")
-    # A way to have four seconds of silence, and bytes sent by DiLoCo in 4 bits before.
-    words += ("--ddp-timeout", "4s", "--parallel", "diloco", "--sync-every", "3")
+    # A way to have twenty seconds of silence, and bytes sent by DiLoCo in 4 bits before.
+    words += ("--ddp-timeout", "20s", "--parallel", "diloco", "--sync-every", "3")
     children = [links.begin(n, *words, "--out", str(outs[n])) for n in (0, 1)]
     end = time.monotonic() + 100
     while not list_checkpoints(outs[0]) and time.monotonic() < end:
@@ -39,10 +39,10 @@ def test_a_machine_that_is_cut_off(slow_link, text_file, tmp_path):
     began = time.monotonic()
     said = []
     for child in children:
-        _, errors = child.communicate(timeout=100)
+        _, errors = child.communicate(timeout=250)
         assert child.returncode == 1
         said.append([line for line in errors.splitlines() if line.startswith("error: ")])
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 200
     host = socket.gethostname()
     assert len(said[0]) == len(said[1]) == 1, said
     assert f"process 1 on {host} does not answer" in said[0][0]
@@ -63,7 +63,7 @@ def test_each_machine_makes_the_same_text_or_is_refused(slow_link, text_file, tm
     ]
     said = []
     for child in children:
-        _, errors = child.communicate(timeout=100)
+        _, errors = child.communicate(timeout=250)
         assert child.returncode == 1
         said += [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(said) == 1

@@ -9,7 +9,6 @@ import datetime
 import hashlib
 import json
 import os
-import signal
 import socket
 import struct
 import sys
@@ -28,7 +27,7 @@ from i3lm.errors import UserError
 from i3lm.launch import Launch, launch
 from i3lm.training.config import LOCAL, TrainConfig
 from i3lm.training.parallel import Alone, Lost, Replicas, talking
-from i3lm.training.signals import SIGNALS
+from i3lm.training.signals import ignore
 
 JOIN_SECONDS = 60.0  # at most, to find each other
 POLL_SECONDS = 0.1
@@ -131,8 +130,7 @@ class Meeting:
         names who is not.
         """
         text = str(reason)
-        for number in SIGNALS:  # torchrun ends all once one has ended; some words come first
-            signal.signal(number, signal.SIG_IGN)
+        ignore()  # torchrun ends all once one has ended; some words come first
         try:
             self.mark(FAILED if isinstance(reason, UserError) else LOST)
             time.sleep(LAST_WORDS)

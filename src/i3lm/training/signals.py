@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from i3lm.training.parallel import Lost
+
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
@@ -12,7 +14,11 @@ SIGNALS = [
 
 @contextlib.contextmanager
 def caught(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` at the first of SIGNALS; a second one has its old effect."""
+    """Call `act` at the first of SIGNALS; a second one has its old effect.
+
+    Where another process is lost none is heeded from then on: torchrun ends all that are left,
+    and they have to say first why they end.
+    """
 
     def ask(number: int, frame: FrameType | None) -> None:
         act()
@@ -25,6 +31,17 @@ def caught(act: Callable[[], None]) -> Iterator[None]:
                 old[number] = signal.signal(number, ask)
     try:
         yield
+    except Lost:
+        ignore()
+        raise
     finally:
         for number, handler in old.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is ask:
+                signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """Heed none of SIGNALS from now on, where this is the main thread."""
+    with contextlib.suppress(ValueError):
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
