@@ -14,7 +14,7 @@ from i3lm.units import format_duration
 
 # The smaller a model, the more text it sees in a time, and the sooner it has learned what it can.
 # Up to so many FLOPs of training each of these was the best (docs/results.md, "Defaults").
-LADDER = (("i3-mini", 1.5e14), ("i3-small", 1.5e15), ("i3-12m", float("inf")))
+LADDER = (("i3-mini", 5e14), ("i3-small", 1.5e15), ("i3-12m", float("inf")))
 # What training reaches of the rate of products by themselves, and the FLOP/s that a thread's other
 # work leaves it where products take no time: measured on processors with 0.2 and 1 TFLOP/s a core.
 SHARE, OTHER_WORK = 0.75, 2e11
