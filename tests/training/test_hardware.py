@@ -48,12 +48,11 @@ class Timed:
 
     def __matmul__(self, other):
         seconds = 0.0005 if self.dtype is torch.bfloat16 else 0.001
-        held_up = 5 if 0.002 < Timed.now < 0.022 or Timed.now < 0.0004 else 1
-        Timed.now += held_up * seconds
+        Timed.now += seconds * (5 if Timed.now < 0.02 else 1)
 
 
 def test_a_spell_of_other_work_does_not_choose_the_precision(monkeypatch):
-    """For 20 ms everything is five times slower: five trials on end would all fall into it."""
+    """For the first 20 ms all is five times slower: five trials on end would fall into it."""
     monkeypatch.setattr(hardware.torch, "ones", Timed)
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: Timed.now)
     half, full = hardware.products_per_second(torch.bfloat16, torch.float32)
