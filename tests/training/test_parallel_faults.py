@@ -246,13 +246,19 @@ def test_ctrl_c_saves_and_a_slow_process_is_named(text_file, tmp_path):
     """Process 1 stands still for a moment in each step; then the launch gets SIGINT."""
     run = tmp_path / "run"
     child = begin(2, run, text_file, "--steps", 100000, "--batch-tokens", 1024)
-    slow = workers(child)[1]
-    for _ in range(100):
+    slow, heard = workers(child)[1], list[str]()
+    reader = threading.Thread(target=lambda: [heard.append(line) for line in child.stderr])
+    reader.start()
+    end = time.monotonic() + 90
+    while not any("is slow" in line for line in heard) and time.monotonic() < end:
         for number in (signal.SIGSTOP, signal.SIGCONT):
             os.kill(slow, number)
             time.sleep(0.12 if number == signal.SIGSTOP else 0.03)
     os.kill(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=100)
+    child.wait(100)
+    reader.join()
+    child.stderr.close()
+    errors = "".join(heard)
     assert child.returncode == 1, errors  # torchrun's own
     assert f"process 1 on {socket.gethostname()} is slow" in errors
     assert f"go on with: i3lm train --resume {run}" in errors
