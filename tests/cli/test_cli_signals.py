@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP for every command: exit code 130 at once, nothing left half.
+"""SIGINT, SIGTERM and SIGHUP for every command: exit code 130 within 5 seconds, nothing left half.
 
 Real processes. `chat` alone takes SIGINT as a person's wish to stop a reply, and goes on.
 """
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,13 +60,18 @@ def begin(held: tuple[str, str, str], folder: Path, tmp_path: Path) -> subproces
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_on_a_signal(folder, tmp_path, command):
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)[:: 1 if command == "eval" else 2]:
-        child = begin(COMMANDS[command], folder, tmp_path)
-        child.send_signal(number)
-        _, errors = child.communicate(timeout=120)
-        assert child.returncode == 130, errors
-        assert "Traceback" not in errors
-        assert not list(tmp_path.rglob("*.part"))
-        assert command != "export" or not (tmp_path / "out").exists()
+        took = []
+        while min(took, default=9) >= 5 and len(took) < 2:  # a machine may stall once
+            child = begin(COMMANDS[command], folder, tmp_path)
+            began = time.monotonic()
+            child.send_signal(number)
+            _, errors = child.communicate(timeout=120)
+            took.append(time.monotonic() - began)
+            assert child.returncode == 130, errors
+            assert "Traceback" not in errors
+            assert not list(tmp_path.rglob("*.part"))
+            assert command != "export" or not (tmp_path / "out").exists()
+        assert min(took) < 5
     assert load_folder(folder)
 
 
@@ -73,16 +79,21 @@ def test_every_command_ends_on_a_signal(folder, tmp_path, command):
 def test_a_conversation_ends_on_a_signal(folder, number):
     """At the prompt, where it waits for a person; SIGINT says how to leave."""
     line = [sys.executable, "-m", "i3lm", "chat", str(folder)]
-    own, theirs = os.openpty()
-    child = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while b">" not in shown:
-        shown += os.read(own, 100)
-    child.send_signal(signal.SIGINT)
-    while b"/quit leaves" not in shown:
-        shown += os.read(own, 100)
-    assert child.poll() is None
-    child.send_signal(number)
-    assert child.wait(60) == 130
-    os.close(own)
+    took = []
+    while min(took, default=9) >= 5 and len(took) < 2:
+        own, theirs = os.openpty()
+        child = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        while b">" not in shown:
+            shown += os.read(own, 100)
+        child.send_signal(signal.SIGINT)
+        while b"/quit leaves" not in shown:
+            shown += os.read(own, 100)
+        assert child.poll() is None
+        began = time.monotonic()
+        child.send_signal(number)
+        assert child.wait(60) == 130
+        took.append(time.monotonic() - began)
+        os.close(own)
+    assert min(took) < 5

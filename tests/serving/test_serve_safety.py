@@ -131,7 +131,7 @@ def test_a_full_queue_refuses_and_the_time_of_a_reply_is_bounded(locked):
             text = read_all(one).decode()
             assert "the reply was ended after 5 seconds" in text
             assert "[DONE]" in text
-        assert time.monotonic() - begun > 9
+        assert 9 < time.monotonic() - begun < 60
     locked.until(0)
 
 

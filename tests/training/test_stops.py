@@ -54,9 +54,11 @@ def test_the_kill_signal_at_any_instant_loses_nothing(small_config, tmp_path):
 
     assert train(config, listener=stop).interrupted
     chance = random.Random(1)
-    kills = 0
+    kills = tries = 0
     while kills < 3:
-        kept = shutil.copytree(run, tmp_path / f"kept{time.monotonic_ns()}")
+        tries += 1
+        assert tries < 10
+        kept = shutil.copytree(run, tmp_path / f"kept-{tries}")
         before = list_checkpoints(run)[0].name
         child = command("--resume", run)
         while list_checkpoints(run)[0].name == before and child.poll() is None:
@@ -78,14 +80,13 @@ def test_the_kill_signal_at_any_instant_loses_nothing(small_config, tmp_path):
 def test_a_stopped_process_keeps_its_time(small_config):
     """SIGSTOP for 6 seconds of a budget of 6: all of the budget is still trained."""
     config = small_config()
-    began = time.monotonic()
     child = begin(config, "--time", "6s", "--batch-tokens", 128, "--eval-every", 1000000)
     time.sleep(1)
     child.send_signal(signal.SIGSTOP)
     time.sleep(6)
     child.send_signal(signal.SIGCONT)
     _, errors = child.communicate(timeout=120)
-    took = time.monotonic() - began
+    took = time.time() - (Path(config.out) / "run.json").stat().st_mtime  # written as it began
     assert child.returncode == 0, errors
     seconds = reload(Path(config.out))[0].seconds
     assert seconds >= 6
@@ -105,15 +106,20 @@ def test_a_signal_ends_a_long_step_between_microbatches(small_config, tmp_path, 
     """A step of 16,384 microbatches would take minutes; the run is saved and can go on."""
     text = tmp_path / "long.txt"  # a step may not be larger than the text
     text.write_text(Path(small_config().data[0]).read_text() * 60)
-    config = small_config(data=(str(text),))
-    child = begin(config, "--batch-tokens", 16384 * 32, "--microbatch", 1, "--steps", 3)
-    time.sleep(1)
-    child.send_signal(getattr(signal, name))
-    _, errors = child.communicate(timeout=60)
-    assert child.returncode == 130, errors
-    assert "go on with: i3lm train --resume" in errors
-    assert reload(Path(config.out))[0].step == 0
-    assert load_folder(config.out)
+    took = []
+    while min(took, default=9) >= 5 and len(took) < 2:  # a machine may stall once
+        config = small_config(data=(str(text),), out=str(tmp_path / f"run-{len(took)}"))
+        child = begin(config, "--batch-tokens", 16384 * 32, "--microbatch", 1, "--steps", 3)
+        time.sleep(1)
+        began = time.monotonic()
+        child.send_signal(getattr(signal, name))
+        _, errors = child.communicate(timeout=60)
+        took.append(time.monotonic() - began)
+        assert child.returncode == 130, errors
+        assert "go on with: i3lm train --resume" in errors
+        assert reload(Path(config.out))[0].step == 0
+        assert load_folder(config.out)
+    assert min(took) < 5
 
 
 def test_two_processes_on_one_folder(small_config):
