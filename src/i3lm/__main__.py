@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # bare/products.py says why
     import click
 
     from i3lm.cli import group

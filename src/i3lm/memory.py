@@ -162,12 +162,14 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
 
 
 def _is_whole(sizes: Architecture, choice: Choice) -> bool:
+    return choice.low_bytes == 2 and choice.kernels and is_whole(sizes, choice.context)
+
+
+def is_whole(sizes: Architecture, context: int) -> bool:
     """Say whether layers of these sizes are computed as a whole; see `whole_layer.fits`."""
-    if choice.low_bytes != 2 or not choice.kernels:
-        return False
     d, f, r, n = sizes.hidden_size, sizes.intermediate_size, sizes.rank, sizes.state_size
-    blocks = not any(size % 32 for size in (d, f, r, n, choice.context))  # of one sequence, too
-    return blocks and d // sizes.num_attention_heads % 16 == 0
+    blocks = not any(size % 32 for size in (d, f, r, n, context))  # of one sequence, too
+    return blocks and n <= 256 and d // sizes.num_attention_heads % 16 == 0
 
 
 def _optimizer_room(sizes: Architecture, choice: Choice) -> int:

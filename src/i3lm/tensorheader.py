@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ SHARD = re.compile(r"[\w-][\w.-]*\.safetensors")
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its type by the format's name, and its shape."""
+    """One tensor: its type by the format's name, its shape, where it begins behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int = field(default=0, compare=False)  # bytes
 
     @property
     def numbers(self) -> int:
@@ -92,8 +93,8 @@ def _parse(entries: dict[str, Any]) -> tuple[dict[str, Entry], dict[str, str], i
         raise ValueError
     tensors, spans = {}, []
     for name, fields in entries.items():
-        entry = Entry(fields["dtype"], tuple(fields["shape"]))
         begin, end = fields["data_offsets"]
+        entry = Entry(fields["dtype"], tuple(fields["shape"]), begin)
         if not all(type(n) is int and n >= 0 for n in (*entry.shape, begin, end)):
             raise ValueError
         if entry.numbers * BYTES[entry.dtype] != end - begin:

@@ -125,6 +125,10 @@ def command(
         config = configure(**{**settings, "out": settings.get("out", resume)})
     else:
         config = reconfigure(resume, **settings)
+    if not report_to:
+        from i3lm.bare import without_torch
+
+        config = without_torch(config)
     from i3lm.training.run import train
 
     quiet, as_json = quiet or follows, as_json and not follows

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from i3lm.native import tensor_call, tensor_library
+from i3lm.native import multiplies_bfloat16, tensor_call
 
 ROWS, MAX_STATES = 32, 256  # as in native/tensor.c
 NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -36,6 +36,13 @@ def narrow(tensors: Sequence[Tensor], low: torch.dtype) -> list[Tensor]:
     tensor_call("i3_narrow", len(tensors), addresses, torch.tensor(counts, device="cpu"), flat)
     pieces = flat.split(counts)
     return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+
+
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """Return x w^T for x (M, K) in bfloat16 and w (N, K) in float32; sizes are multiples of 32."""
+    y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cpu")
+    tensor_call("i3_product", *y.shape, x.shape[1], x, w, y)
+    return y
 
 
 Written = tuple[Tensor, Tensor]  # what a branch writes, (M, D) low, and its bias (D)
@@ -84,13 +91,6 @@ def column_sums(x: Tensor) -> Tensor:
     partial = _partial(*x.shape)
     _call("i3_column_sums", x.dtype, *x.shape, x, partial)
     return partial.sum(0)
-
-
-def multiplies_bfloat16() -> bool:
-    """Say whether the kernels for AVX512-BF16 run on this processor."""
-    library = tensor_library()
-    assert library is not None
-    return bool(library.i3_attention_supported())
 
 
 @functools.cache

@@ -27,7 +27,7 @@ def text_library() -> ctypes.CDLL | None:
 def tensor_library() -> ctypes.CDLL | None:
     """Return the model's C kernels, or None where they were not built or cannot be loaded.
 
-    Import torch first: the kernels run in the threads of torch's own OpenMP runtime.
+    They run in the threads of torch's own OpenMP runtime, whether torch is there or not yet.
     """
     path = _library_path("_tensor")
     if path is None:
@@ -40,10 +40,17 @@ def tensor_library() -> ctypes.CDLL | None:
         return None
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Say whether there are kernels for AVX512-BF16, and a processor to run them."""
+    library = tensor_library()
+    return library is not None and bool(library.i3_attention_supported())
+
+
 def _share_openmp() -> bool:
-    """Make the symbols of the OpenMP runtime that is already loaded visible to our kernels."""
-    torch = sys.modules.get("torch")
-    folder = Path(torch.__file__).parent if torch is not None and torch.__file__ else Path()
+    """Make the symbols of torch's OpenMP runtime visible to our kernels."""
+    torch = importlib.machinery.PathFinder.find_spec("torch")  # imports nothing
+    folder = Path(torch.origin).parent if torch is not None and torch.origin else Path()
     for name in (folder / "lib" / "libgomp.so.1", "libgomp.so.1"):
         try:
             ctypes.CDLL(str(name), mode=ctypes.RTLD_GLOBAL)

@@ -86,4 +86,30 @@ int i3_head(const int64_t *sizes, const float *x, const float *A, const float *B
     return 0;
 }
 
+typedef struct {
+    int64_t depth, columns;
+    const uint16_t *x;
+    const uint32_t *w;
+    uint16_t *y;
+} Product;
+
+static void product_rows(void *pass, int64_t row, Room own) {
+    Product *p = pass;
+    (void)own;
+    times(p->x + row * p->depth, p->depth, p->depth, p->columns, p->w, NULL, p->y + row * p->columns, p->columns);
+}
+
+/* y = x w^T, bfloat16 but for w: x (M, K), w (N, K), y (M, N), all sizes multiples of 32. Returns 1 without memory. */
+int i3_product(int64_t m, int64_t n, int64_t k, const uint16_t *x, const float *w, uint16_t *y) {
+    uint32_t *words = aligned_alloc(64, 2 * n * k), *place[1];
+    if (!words) return 1;
+    const Matrix matrix = {w, n, k, 1};
+#pragma omp parallel
+    pack_matrices(1, &matrix, words, place);
+    Product p = {k, n, x, words, y};
+    int failed = for_blocks(&p, m, 64, product_rows);
+    free(words);
+    return failed;
+}
+
 #endif

@@ -1,5 +1,6 @@
 /* Passes over gradients, float32. */
 
+#include <math.h>
 #include <stdint.h>
 
 #include "numbers.h"
@@ -36,6 +37,36 @@ int i3_square_sums(int64_t tensors, const float *const *x, const int64_t *counts
             for (int64_t i = 0; i < spans; i++) total += parts[i];
         }
         sums[k] = total;
+    }
+    return 0;
+}
+
+typedef struct {
+    float lr, beta1, beta2, decay, eps, unbias1, unbias2;
+} Rule;
+
+CLONES
+static void adamw_span(int64_t count, float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
+                       Rule rule) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; i++) {
+        m[i] += (1 - rule.beta1) * (g[i] - m[i]);
+        v[i] += (1 - rule.beta2) * (g[i] * g[i] - v[i]);
+        p[i] -= rule.lr * (rule.decay * p[i] + rule.unbias1 * m[i] / (sqrtf(v[i]) * rule.unbias2 + rule.eps));
+    }
+}
+
+/* AdamW (arXiv 1711.05101) with states in float32; unbias1 = 1 / (1 - beta1^t), unbias2 = 1 / sqrt(1 - beta2^t). */
+int i3_adamw(int64_t tensors, const int64_t *counts, float *const *p, const float *const *g, float *const *m,
+             float *const *v, float lr, float beta1, float beta2, float decay, float eps, float unbias1, float unbias2) {
+    Rule rule = {lr, beta1, beta2, decay, eps, unbias1, unbias2};
+#pragma omp parallel
+    for (int64_t t = 0; t < tensors; t++) {
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t begin = 0; begin < counts[t]; begin += 8192) {
+            int64_t left = counts[t] - begin;
+            adamw_span(left < 8192 ? left : 8192, p[t] + begin, g[t] + begin, m[t] + begin, v[t] + begin, rule);
+        }
     }
     return 0;
 }

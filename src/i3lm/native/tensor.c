@@ -176,3 +176,18 @@ int i3_dropout_backward(int64_t batch, int64_t count, int64_t least, float scale
                         const float *grad, float *grad_x, float *grad_y) {
     FOR_CHUNKS(drop_rows_backward(k * DROP_CHUNK, end, keys + 2 * b, least, scale, grad + at, grad_x + at, grad_y + at));
 }
+
+/* table[rows[i]] += x[i] for x (count, width), in the order of i, whatever the threads: each has columns of its own. */
+int i3_add_rows(int64_t count, int64_t width, const int64_t *rows, const float *x, float *table) {
+    int64_t columns = 64, parts = (width + columns - 1) / columns;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t begin = part * columns, left = width - begin, size = left < columns ? left : columns;
+        for (int64_t i = 0; i < count; i++) {
+            float *to = table + rows[i] * width + begin;
+            const float *from = x + i * width + begin;
+            for (int64_t j = 0; j < size; j++) to[j] += from[j];
+        }
+    }
+    return 0;
+}

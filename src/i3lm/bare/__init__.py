@@ -1,0 +1,62 @@
+"""Training without torch: its names for what training needs of it, over numpy and the C kernels.
+
+Where compiled calls carry a whole network forward and back (`model/whole_network.py`), torch is
+left with small things: shapes, files, a hundred additions a step. Loading it takes 180 MB, more
+than most models here with their gradients and states. So `i3lm train` puts these modules in its
+place, in a process that does nothing else. What they lack raises AttributeError; the weights that
+a run begins from are torch's but for their last places.
+"""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from i3lm.errors import UserError
+from i3lm.launch import launch
+from i3lm.memory import is_whole
+from i3lm.native import multiplies_bfloat16
+from i3lm.training.config import TrainConfig
+
+WITH_TORCH = "I3LM_TORCH"  # an environment variable: 1 keeps torch
+
+
+def without_torch(config: TrainConfig) -> TrainConfig:
+    """Put what is here in torch's place for a run that needs no more; return its configuration."""
+    if not carries(config):
+        return config
+    from i3lm.bare.modules import install
+
+    install()
+    return dataclasses.replace(config, precision="bf16")
+
+
+def carries(config: TrainConfig) -> bool:
+    """Say whether a run of this process can do without torch, which is not loaded yet."""
+    return (
+        "torch" not in sys.modules
+        and os.environ.get(WITH_TORCH, "0") in ("", "0")
+        and launch().size == 1
+        and config.device == "cpu"
+        and config.precision != "fp32"
+        and not config.compile
+        and config.qat_bits is None
+        and all(map(_is_local, config.data))  # the Hub's library would ask for torch
+        and _fits(config)
+        and multiplies_bfloat16()
+    )
+
+
+def _fits(config: TrainConfig) -> bool:
+    try:
+        sizes = config.architecture()
+    except UserError:  # the run says so
+        return False
+    return is_whole(sizes, sizes.max_position_embeddings)
+
+
+def _is_local(data: str) -> bool:
+    try:
+        return any(c in data for c in "*?[") or Path(data).exists()
+    except (OSError, ValueError):
+        return False
