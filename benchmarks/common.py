@@ -13,8 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import WITHOUT_TORCH
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
+from i3lm.native import multiplies_bfloat16
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,9 +61,13 @@ def say(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def in_child(module: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
+def in_child(
+    module: str, *arguments: str, threads: int | None = None, without_torch: bool = False
+) -> dict[str, Any]:
     """Run `python -m benchmarks.MODULE ARGUMENTS` and return the JSON that it prints last."""
     environment = dict(os.environ)
+    if without_torch and multiplies_bfloat16():  # as `i3lm train` does
+        environment |= {WITHOUT_TORCH: "1", "OPENBLAS_NUM_THREADS": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
     done = subprocess.run(

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.train import synthetic_corpus
 from i3lm.data import Corpus
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import resident_bytes
@@ -27,7 +26,9 @@ ADAM4 = {"optimizer": "adamw", "state_bits": 4, "microbatch": 1}
 LION4 = {"optimizer": "lion", "state_bits": 4, "microbatch": 1}
 WAYS: dict[str, dict[str, Any]] = {
     FREE: {},
+    "unconstrained, with torch": {},
     "4-bit AdamW": ADAM4,
+    "4-bit AdamW, with torch": ADAM4,
     "4-bit AdamW, selective": {**ADAM4, "gradient_checkpointing": "selective"},
     "4-bit AdamW, full": {**ADAM4, "gradient_checkpointing": "full"},
     "4-bit stored weights, 4-bit AdamW, full": {
@@ -46,6 +47,8 @@ WAYS: dict[str, dict[str, Any]] = {
         **LION4, "weight_bits": 8, "gradient_checkpointing": "selective",
     },
 }  # fmt: skip
+
+WITH_TORCH = ("unconstrained, with torch", "4-bit AdamW, with torch", PEER)
 
 
 def measure(way: str, corpus: str, steps: int) -> dict[str, Any]:
@@ -147,6 +150,8 @@ def _anonymous() -> int | None:
 
 def run(rounds: int, steps: int) -> dict[str, Any]:
     """Let all ways take turns."""
+    from benchmarks.train import synthetic_corpus
+
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in (*WAYS, PEER)}
     with tempfile.TemporaryDirectory() as corpus:
         synthetic_corpus(PRESET, Path(corpus))
@@ -154,7 +159,7 @@ def run(rounds: int, steps: int) -> dict[str, Any]:
             for way, rows in found.items():
                 common.say(f"round {number + 1} of {rounds}: {way}")
                 flags = ("--one", way, "--corpus", corpus, "--steps", str(steps))
-                rows.append(common.in_child(NAME, *flags))
+                rows.append(common.in_child(NAME, *flags, without_torch=way not in WITH_TORCH))
     common.say("")
     ways = {}
     for way, rows in found.items():

@@ -34,7 +34,8 @@ def without_torch(config: TrainConfig) -> TrainConfig:
 def carries(config: TrainConfig) -> bool:
     """Say whether a run of this process can do without torch, which is not loaded yet."""
     return (
-        "torch" not in sys.modules
+        sys.platform.startswith("linux")
+        and "torch" not in sys.modules
         and os.environ.get(WITH_TORCH, "0") in ("", "0")
         and launch().size == 1
         and config.device == "cpu"

@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.metadata
 import math
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,8 @@ FUNCTIONS = (
 
 def install() -> None:
     """Let `import torch` find what is here, from now on."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        products.set_num_threads(products.cores())
     hooks = _module("torch.nn.modules.module", _has_any_global_hook=lambda: False)
     inner = _module("torch._C._functorch", peek_interpreter_stack=lambda: None)
     once = _module("torch.autograd.function", once_differentiable=lambda backward: backward)

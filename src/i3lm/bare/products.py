@@ -7,15 +7,30 @@ side then took ten times as long. So a product of numpy's has one thread (`__mai
 import concurrent.futures
 import ctypes
 import functools
+import os
+from pathlib import Path
 
 import numpy as np
+
+from i3lm.native import tensor_library
 
 WORTH = 1 << 22  # multiplications that are worth another thread
 
 
 @functools.cache
 def _openmp() -> ctypes.CDLL:
+    tensor_library()  # which loads it
     return ctypes.CDLL(None)
+
+
+def cores() -> int:
+    """Return the cores that this process may use; as torch counts, two threads of one are one."""
+    mine = os.sched_getaffinity(0)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(topology.format(i)).read_text(encoding="ascii") for i in mine})
+    except OSError:
+        return len(mine)
 
 
 def get_num_threads() -> int:

@@ -53,6 +53,10 @@ def command(as_json: bool, memory: str | None, **flags: Any) -> None:
     settings = {name: value for name, value in flags.items() if value is not None}
     if memory is not None:
         settings["memory"] = parse_size(memory)
+    from i3lm.bare import without_torch
+    from i3lm.training.config import TrainConfig
+
+    without_torch(TrainConfig(**settings))  # so that what the process takes is what a run's does
     from i3lm.training.planning import preview
 
     result = preview(settings)
