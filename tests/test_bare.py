@@ -20,7 +20,7 @@ needs_kernels = pytest.mark.skipif(
 compiled = pytest.mark.skipif(tensor_library() is None, reason="the kernels are not built")
 STEPS = ["--preset", "i3-mini", "--context", "64", "--batch-tokens", "256", "--vocab-size", "500"]
 SENTENCE = "The {} cat of number {} sat on the mat and saw {} birds.\n"
-TEXT = "".join(SENTENCE.format("big old grey".split()[i % 3], i, 7 * i % 10) for i in range(2000))
+TEXT = "".join(SENTENCE.format(["big", "old", "grey"][i % 3], i, 7 * i % 10) for i in range(2000))
 
 
 @pytest.fixture

@@ -54,6 +54,7 @@ class Timed:
 def test_a_spell_of_other_work_does_not_choose_the_precision(monkeypatch):
     """For the first 20 ms all is five times slower: five trials on end would fall into it."""
     monkeypatch.setattr(Timed, "now", 0.0)
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: False)
     monkeypatch.setattr(hardware.torch, "ones", Timed)
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: Timed.now)
     half, full = hardware.products_per_second(torch.bfloat16, torch.float32)

@@ -110,7 +110,7 @@ def test_the_limit_of_a_cgroup_is_kept(memory_group, tmp_path, text_file):
     """A run that would be killed in it is refused; one that fits with less is planned for less."""
     folder = memory_group(440 << 20)
     out = ("--data", text_file, "--out", tmp_path / "run", "--steps", 2, "--threads", 1)
-    done = in_group(folder, "train", *out, "--preset", "i3-22m", "--batch-tokens", 8192)
+    done = in_group(folder, "train", *out, "--preset", "i3-22m", "--precision", "fp32")
     assert done.returncode == 2, done.stderr
     assert "too little" in done.stderr
     assert done.stderr.count("\n") == 1

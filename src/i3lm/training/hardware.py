@@ -75,10 +75,10 @@ def products_per_second(*dtypes: torch.dtype) -> list[float]:
 
 def _product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     """Return a product of (256, 512) and (512, 512): our own kernel's where training has it."""
-    x, w = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512)
+    x, w = torch.ones(256, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
     if dtype == torch.bfloat16 and multiplies_bfloat16():
-        return lambda: kernels.product(x, w)
-    w = w.to(dtype)
+        exact = w.float()
+        return lambda: kernels.product(x, exact)
     return lambda: x @ w
 
 
