@@ -15,6 +15,7 @@ import torch  # noqa: F401 (the process is measured with it, or without)
 
 from benchmarks import common
 from i3lm.memory import Wanted, plan
+from i3lm.native import multiplies_bfloat16
 from i3lm.presets import Architecture, find_preset
 from i3lm.training.hardware import resident_bytes
 
@@ -46,7 +47,10 @@ def smallest(sizes: Architecture, way: str, runtime: int) -> dict[str, Any]:
     """Return the least limit in bytes that `plan` keeps, what it then chooses, and the limit
     from which on it chooses what it would without one."""
     optimizer, state_bits, weight_bits = WAYS[way]
-    wanted = Wanted(SEQUENCES, CONTEXT, optimizer, 2, None, None, state_bits, weight_bits)
+    wanted = Wanted(
+        SEQUENCES, CONTEXT, optimizer, 2, None, None, state_bits, weight_bits,
+        torch=not multiplies_bfloat16(),
+    )  # fmt: skip
     free_choice, free = plan(sizes, wanted, 1 << 50, runtime)
     low, high = 0, free.total
     while high - low > 1:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from i3lm import bare
 from i3lm.data import Corpus
 from i3lm.memory import Choice, estimate
 from i3lm.model.network import I3Network
@@ -88,6 +89,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     choice = Choice(
         *(row["microbatch"], row["context"], mode, optimizer, bits, low, config.weight_bits),
         return_memory=back,
+        torch=not bare.installed(),
     )
     return {
         "predicted_bytes": estimate(sizes, choice, runtime).total,

@@ -18,6 +18,7 @@ from i3lm.units import format_bytes
 PRODUCTS_BYTES = 44_000_000
 OWN_PRODUCTS_BYTES = 16_000_000
 RUN_BYTES = 8_000_000  # evaluating, samples, checkpoints, the terminal
+BARE_BYTES, BARE_HEAP = 4_000_000, 0.1  # all of these, and the heap, in a process without torch
 HEAP = 0.2  # of the gradients' size: what lies unused among all that stays
 STORED_HEAP = 0.35  # where float32 matrices were there before they were stored
 RETURNED_HEAP = 0.05
@@ -64,6 +65,7 @@ class Choice:
     return_memory: bool = False  # freed memory goes back to the system at once
     processes: int = 1  # that divide weights, gradients and states among them (training/sharded.py)
     kernels: bool = True  # our own products run on this processor
+    torch: bool = True  # the process has it (`i3lm.bare`)
 
     @property
     def tokens(self) -> int:
@@ -107,6 +109,8 @@ def estimate(sizes: Architecture, choice: Choice, runtime: int) -> Estimate:
     whole = 0 if choice.processes == 1 else _whole(sizes)
     code = RUN_BYTES + (OWN_PRODUCTS_BYTES if own else PRODUCTS_BYTES)
     heap = HEAP if choice.weight_bits == 32 else STORED_HEAP
+    if not choice.torch:
+        code, heap = BARE_BYTES, BARE_HEAP
     heap = RETURNED_HEAP if choice.return_memory else heap
     unused = round(heap * 4 * total) if own else 0  # elsewhere holes of activations hide it
     return Estimate(
@@ -194,6 +198,7 @@ class Wanted:
     return_memory: bool | None = None
     processes: int = 1
     kernels: bool = True
+    torch: bool = True
 
 
 class TooLittle(UserError):
@@ -244,4 +249,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             back,
             wanted.processes,
             wanted.kernels,
+            wanted.torch,
         )

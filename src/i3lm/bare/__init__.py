@@ -31,6 +31,11 @@ def without_torch(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, precision="bf16")
 
 
+def installed() -> bool:
+    """Say whether `torch` is what stands here."""
+    return getattr(sys.modules.get("torch"), "stands_in", False)
+
+
 def carries(config: TrainConfig) -> bool:
     """Say whether a run of this process can do without torch, which is not loaded yet."""
     return (

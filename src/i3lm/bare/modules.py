@@ -30,6 +30,7 @@ def install() -> None:
     once = _module("torch.autograd.function", once_differentiable=lambda backward: backward)
     _module(
         "torch",
+        stands_in=True,
         **_taken(tensor, TYPES),
         **_taken(functions, FUNCTIONS),
         **_taken(products, "get_num_threads set_num_threads"),

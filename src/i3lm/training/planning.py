@@ -5,11 +5,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from i3lm import bare
 from i3lm.errors import UserError
 from i3lm.launch import Launch
 from i3lm.memory import Choice, Estimate, TooLittle, Wanted, plan
 from i3lm.model import COMPILED
-from i3lm.model.kernels import multiplies_bfloat16
+from i3lm.native import multiplies_bfloat16
 from i3lm.presets import DEFAULT_PRESET, Architecture, find_preset
 from i3lm.training.config import TrainConfig
 from i3lm.training.hardware import (
@@ -163,6 +164,7 @@ def plan_run(
         return_memory=config.return_memory,
         processes=launch.size if divided else 1,
         kernels=COMPILED and multiplies_bfloat16(),
+        torch=not bare.installed(),
     )
     try:
         choice, cost = plan(sizes, wanted, limit, runtime)
