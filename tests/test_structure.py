@@ -19,6 +19,7 @@ ALLOWED = {
     "native": set(),
     "units": {"errors"},
     "lean_torch": set(),
+    "bare": {"errors", "launch", "memory", "native", "tensorheader", "training"},
     "presets": {"errors"},
     "rounding": set(),
     "tensorfile": {"files", "tensorheader"},
