@@ -146,7 +146,7 @@ def test_plan_prints_what_goes_where():
 @pytest.mark.parametrize(
     ("memory", "words"),
     [
-        ("100MB", "the least that can be kept"),
+        ("50MB", "the least that can be kept"),
         ("lots", "is no size"),
         ("-3GB", "is no size"),
         ("9000000GB", "more than this machine has"),

@@ -93,8 +93,9 @@ def _lead(
             with writing_to(run):
                 remove_parts(run)
                 return _train(config, run, resume, with_report(run, tell), group, meeting)
-        except UserError:
-            if ours and not list_checkpoints(run):  # nothing that could go on
+        except (UserError, SystemExit) as error:  # the latter by a signal: torchrun's, if one fails
+            refused = isinstance(error, UserError)
+            if refused and ours and not list_checkpoints(run):  # nothing that could go on
                 for name in ("run.json", "metrics.jsonl", REPORT):
                     (run / name).unlink(missing_ok=True)
                 drop_segments(run / "data")
