@@ -149,6 +149,10 @@ def both(rng, *shape):
     return tensor.Tensor(a.copy()), torch.from_numpy(a.copy())
 
 
+def test_what_is_made_in_bfloat16_has_its_numbers():
+    assert functions.ones(2, 3, dtype=tensor.bfloat16).float().tolist() == [[1.0] * 3] * 2
+
+
 def test_bfloat16_rounds_as_torch_does():
     mine, theirs = both(np.random.default_rng(0), 999)
     mine.a[:3] = theirs.numpy()[:3] = 1 + 2**-8, 1 + 3 * 2**-8, -0.0
@@ -202,12 +206,22 @@ def stand_in():
 
     before = {n: m for n, m in sys.modules.items() if n.split(".")[0] in ("torch", "safetensors")}
     try:
-        install()
+        with np.errstate():  # which it sets for its process
+            install()
         return sys.modules["torch"]
     finally:
         for name in [n for n in sys.modules if n.split(".")[0] in ("torch", "safetensors")]:
             del sys.modules[name]
         sys.modules.update(before)
+
+
+@needs_kernels
+def test_a_run_that_diverges_says_so_and_nothing_else(tmp_path, given):
+    """numpy would warn of each number that is not finite."""
+    flags = ["--lr", "50", "--steps", "20", "--checkpoint-every", "100", "--out", tmp_path / "run"]
+    said = train(*given, *flags, code=2)
+    assert said.count("\n") == 1
+    assert "start again with --lr" in said
 
 
 @compiled

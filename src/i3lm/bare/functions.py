@@ -34,6 +34,8 @@ def _made(make: Callable[[tuple[int, ...], Any], np.ndarray]) -> Made:
         shape = types.shape_of(sizes)
         if device is not None and Device(device) == META:
             return Meta(shape)
+        if dtype == types.bfloat16:
+            return Tensor(make(shape, float32)).bfloat16()
         return Tensor(make(shape, dtype or float32))
 
     return run

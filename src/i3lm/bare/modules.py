@@ -8,6 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from i3lm.bare import files, functions, nn, products, random, tensor
 
 TYPES = "float64 float32 float16 bfloat16 int64 int32 int8 uint8 Tensor Size"
@@ -23,6 +25,7 @@ FUNCTIONS = (
 
 def install() -> None:
     """Let `import torch` find what is here, from now on."""
+    np.seterr(all="ignore")  # as torch: what is not finite is found where it counts
     if "OMP_NUM_THREADS" not in os.environ:
         products.set_num_threads(products.cores())
     hooks = _module("torch.nn.modules.module", _has_any_global_hook=lambda: False)

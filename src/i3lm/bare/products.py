@@ -59,7 +59,11 @@ def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     ends = [len(x) * i // parts for i in range(parts + 1)]
 
     def run(begin: int, end: int) -> None:
-        np.matmul(x[begin:end], y[begin:end] if y.ndim > 2 else y, out=out[begin:end])
+        with np.errstate(all="ignore"):  # numpy's setting is a thread's own
+            np.matmul(x[begin:end], y[begin:end] if y.ndim > 2 else y, out=out[begin:end])
 
-    list(_pool(parts).map(run, ends[:-1], ends[1:]))
+    try:
+        list(_pool(parts).map(run, ends[:-1], ends[1:]))
+    except RuntimeError:  # the system gives no more threads
+        return np.matmul(x, y)
     return out
