@@ -14,6 +14,7 @@ from typing import Any
 import torch  # noqa: F401 (the process is measured with it, or without)
 
 from benchmarks import common
+from i3lm import bare
 from i3lm.memory import Wanted, plan
 from i3lm.native import multiplies_bfloat16
 from i3lm.presets import Architecture, find_preset
@@ -49,7 +50,7 @@ def smallest(sizes: Architecture, way: str, runtime: int) -> dict[str, Any]:
     optimizer, state_bits, weight_bits = WAYS[way]
     wanted = Wanted(
         SEQUENCES, CONTEXT, optimizer, 2, None, None, state_bits, weight_bits,
-        torch=not multiplies_bfloat16(),
+        torch=bare.wanted() or not multiplies_bfloat16(),
     )  # fmt: skip
     free_choice, free = plan(sizes, wanted, 1 << 50, runtime)
     low, high = 0, free.total

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import WITHOUT_TORCH
+from i3lm import bare
 from i3lm.errors import UserError
 from i3lm.files import write_atomic
 from i3lm.native import multiplies_bfloat16
@@ -66,7 +67,7 @@ def in_child(
 ) -> dict[str, Any]:
     """Run `python -m benchmarks.MODULE ARGUMENTS` and return the JSON that it prints last."""
     environment = dict(os.environ)
-    if without_torch and multiplies_bfloat16():  # as `i3lm train` does
+    if without_torch and multiplies_bfloat16() and not bare.wanted():  # as `i3lm train` does
         environment |= {WITHOUT_TORCH: "1", "OPENBLAS_NUM_THREADS": "1"}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)

@@ -11,7 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 from i3lm.bare import carries, functions, nn, random, tensor
+from i3lm.memory import is_whole
 from i3lm.native import multiplies_bfloat16, tensor_library
+from i3lm.presets import find_preset
+from i3lm.training.budget import LADDER
 from i3lm.training.config import TrainConfig
 
 needs_kernels = pytest.mark.skipif(
@@ -98,12 +101,20 @@ import sys
 from i3lm.__main__ import main
 arguments = "train --quiet --steps 2 --out {run} " + {" ".join(given)!r}
 assert main(arguments.split()) == 0
-assert type(sys.modules["torch"].__loader__).__name__ == "NoneType"
+from i3lm import bare
+assert bare.installed()
 from pathlib import Path
 maps = Path("/proc/self/maps")
 print(maps.exists() and "libtorch" in maps.read_text())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name, _ in LADDER])
+def test_every_size_that_a_budget_chooses_is_carried(name):
+    """Before it is chosen, `carries` sees the default's sizes."""
+    sizes = find_preset(name).architecture
+    assert is_whole(sizes, sizes.max_position_embeddings)
 
 
 def test_what_needs_torch_keeps_it(monkeypatch):
@@ -119,6 +130,7 @@ def test_what_needs_torch_keeps_it(monkeypatch):
         {"qat_bits": 4},
         {"compile": True},
         {"data": ("starhopp3r/TinyChat",)},
+        {"data": ("https://example.com/text.txt",)},
     ):
         assert not carries(TrainConfig(**{"preset": "i3-mini", **settings})), settings
     monkeypatch.setenv("I3LM_TORCH", "1")
@@ -172,7 +184,7 @@ OPERATIONS = {
     "in place": lambda t, x, y: x.clone().add_(y, alpha=3).sub_(y).mul_(x),
     "cat": lambda t, x, y: t.cat([t.stack([x, y]).flatten(0, 1), x]),
     "split": lambda t, x, y: x.split([2, 4])[1] - y.chunk(3)[0].sum(0),
-    "sigmoid": lambda t, x, y: t.sigmoid(x) + t.exp(y) + t.where(x > y, x, y),
+    "sigmoid": lambda t, x, y: t.sigmoid(x) + t.exp(y),
     "masked_fill": lambda t, x, y: x.masked_fill(y > 0, -1.0),
     "pad": lambda t, x, y: t.nn.functional.pad(x, (1, 2, 0, 3), value=2.0),
     "linear": lambda t, x, y: t.nn.functional.linear(x, y, y[:, 0]),
@@ -183,8 +195,8 @@ OPERATIONS = {
         x.view(1, 2, 3, 8), y.view(1, 2, 3, 8), x.view(1, 2, 3, 8), is_causal=True
     ),
     "foreach": lambda t, x, y: (t._foreach_add_([x], [y], alpha=2), t._foreach_mul_([x], 3), x)[2],
-    "special": lambda t, x, y: t.special.erfc(x.double()) + t.cos(y.double()),
-    "diag": lambda t, x, y: t.diag(t.linspace(0.0, 1.0, 6)) + t.eye(6) - t.full((6, 6), 2.0),
+    "special": lambda t, x, y: t.special.erfc(x.to(t.float64)) + t.cos(y),
+    "diag": lambda t, x, y: t.diag(t.linspace(0.0, 1.0, 6)) + t.eye(6) - 2.0,
 }
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.common import in_child
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from i3lm.cli import group
 from i3lm.errors import UserError
 from i3lm.memory import CHECKPOINTING_SPEED, Choice, Wanted, _activations, estimate, plan
 from i3lm.model import COMPILED, room, whole_layer
+from i3lm.native import multiplies_bfloat16
 from i3lm.presets import PRESETS, find_preset
 from i3lm.training.config import TrainConfig
 
@@ -86,8 +88,13 @@ def test_each_measure_saves():
         ("i3-12m", 1, "full", "adamw", 4),
     ],
 )
-def test_estimates_are_within_a_tenth(tmp_path, preset, microbatch, mode, optimizer, bits):
+@pytest.mark.parametrize("without_torch", [False, True])
+def test_estimates_are_within_a_tenth(
+    tmp_path, preset, microbatch, mode, optimizer, bits, without_torch
+):
     """In a process of its own; the whole grid is `make bench-memory`."""
+    if without_torch and not multiplies_bfloat16():
+        pytest.skip("no kernels for AVX512-BF16, or no processor with it")
     root = Path(__file__).parents[1]
     code = (
         "import sys; from pathlib import Path; from benchmarks.train import synthetic_corpus; "
@@ -95,17 +102,12 @@ def test_estimates_are_within_a_tenth(tmp_path, preset, microbatch, mode, optimi
     )
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for arguments in (
-        ["-c", code, preset, str(corpus)],
-        ["-m", "benchmarks.memory", "--one", json.dumps({
-            "preset": preset, "context": 128, "microbatch": microbatch, "corpus": str(corpus),
-            "gradient_checkpointing": mode, "optimizer": [optimizer, bits],
-        })],
-    ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=root, capture_output=True, text=True, check=True
-        )
-    found = json.loads(done.stdout.splitlines()[-1])
+    subprocess.run([sys.executable, "-c", code, preset, str(corpus)], cwd=root, check=True)
+    row = json.dumps({
+        "preset": preset, "context": 128, "microbatch": microbatch, "corpus": str(corpus),
+        "gradient_checkpointing": mode, "optimizer": [optimizer, bits],
+    })  # fmt: skip
+    found = in_child("memory", "--one", row, without_torch=without_torch)
     assert 0.9 < found["predicted_bytes"] / found["peak_bytes"] < 1.1
 
 

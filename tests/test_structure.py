@@ -19,7 +19,7 @@ ALLOWED = {
     "native": set(),
     "units": {"errors"},
     "lean_torch": set(),
-    "bare": {"errors", "launch", "memory", "native", "tensorheader", "training"},
+    "bare": {*FOUNDATION, "data", "launch", "memory", "tensorfile", "tensorheader", "training"},
     "presets": {"errors"},
     "rounding": set(),
     "tensorfile": {"files", "tensorheader"},

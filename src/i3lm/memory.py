@@ -154,15 +154,17 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
         room += low * (layer + r * (3 * d + f))
         rows = min(choice.tokens, HEAD_LOGITS // v)
         room = max(room, rows * (low * (v + d + 2 * r) + v // 8) + 4 * r * (d + v))
+        beside = 0  # gradients are added where they belong
     else:  # `model.fused` and `ops_i3.head_loss`
         lean += 8 * d
         wide, back = low * (4 * d + f), 8 * d + low * (4 * d + 2 * f)
         room = min(choice.tokens, HEAD_ROWS) * v * low
+        beside = layer * (4 + low)
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
     once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
     ends = 16 * d  # embedded tokens, the last norm, their gradients
     per_token = layers * kept + once + back + ends
-    return choice.tokens * per_token + room + layer * (4 + low) + 12 * r * v
+    return choice.tokens * per_token + room + beside + 12 * r * v
 
 
 def _is_whole(sizes: Architecture, choice: Choice) -> bool:

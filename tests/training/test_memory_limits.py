@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from i3lm.native import multiplies_bfloat16
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.metrics import read_metrics
 
@@ -115,4 +116,12 @@ def test_the_limit_of_a_cgroup_is_kept(memory_group, tmp_path, text_file):
     assert "too little" in done.stderr
     assert done.stderr.count("\n") == 1
     done = in_group(folder, "train", *out, "--preset", "i3-tiny")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not multiplies_bfloat16(), reason="no processor with AVX512-BF16: torch stays")
+def test_the_default_model_trains_within_320_mb(memory_group, tmp_path, text_file):
+    folder = memory_group(320 * 10**6)
+    out = ("--data", text_file, "--out", tmp_path / "run", "--steps", 2, "--threads", 1)
+    done = in_group(folder, "train", *out, "--preset", "i3-12m")
     assert done.returncode == 0, done.stderr

@@ -10,8 +10,9 @@ a run begins from are torch's but for their last places.
 import dataclasses
 import os
 import sys
-from pathlib import Path
 
+from i3lm.data.remote import is_remote
+from i3lm.data.sources import is_hub_name
 from i3lm.errors import UserError
 from i3lm.launch import launch
 from i3lm.memory import is_whole
@@ -31,6 +32,11 @@ def without_torch(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, precision="bf16")
 
 
+def wanted() -> bool:
+    """Say whether the environment asks for torch."""
+    return os.environ.get(WITH_TORCH, "0") not in ("", "0")
+
+
 def installed() -> bool:
     """Say whether `torch` is what stands here."""
     return getattr(sys.modules.get("torch"), "stands_in", False)
@@ -41,13 +47,13 @@ def carries(config: TrainConfig) -> bool:
     return (
         sys.platform.startswith("linux")
         and "torch" not in sys.modules
-        and os.environ.get(WITH_TORCH, "0") in ("", "0")
+        and not wanted()
         and launch().size == 1
         and config.device == "cpu"
         and config.precision != "fp32"
         and not config.compile
         and config.qat_bits is None
-        and all(map(_is_local, config.data))  # the Hub's library would ask for torch
+        and not any(is_hub_name(data) or is_remote(data) for data in config.data)  # ask for torch
         and _fits(config)
         and multiplies_bfloat16()
     )
@@ -59,10 +65,3 @@ def _fits(config: TrainConfig) -> bool:
     except UserError:  # the run says so
         return False
     return is_whole(sizes, sizes.max_position_embeddings)
-
-
-def _is_local(data: str) -> bool:
-    try:
-        return any(c in data for c in "*?[") or Path(data).exists()
-    except (OSError, ValueError):
-        return False

@@ -50,12 +50,6 @@ def _like(make: Callable[..., np.ndarray]) -> Made:
 
 empty, zeros, ones = _made(np.empty), _made(np.zeros), _made(np.ones)
 empty_like, zeros_like, ones_like = _like(np.empty), _like(np.zeros), _like(np.ones)
-full_like = _like(np.full)
-
-
-def full(sizes: Any, value: Any, dtype: Any = None, **_: Any) -> Tensor:
-    """Return equal numbers."""
-    return Tensor(np.full(sizes, value, dtype or float32))
 
 
 def tensor(values: Any, dtype: Any = None, **_: Any) -> Tensor:
@@ -103,11 +97,6 @@ def isfinite(x: Tensor) -> Tensor:
     return Tensor(np.isfinite(x.float().a))
 
 
-def where(condition: Tensor, one: Any, other: Any) -> Tensor:
-    """Return `one` where the condition holds, else `other`."""
-    return Tensor(np.where(condition.a, array(one), array(other)).astype(np.float32))
-
-
 def lerp(x: Tensor, y: Tensor, weight: float) -> Tensor:
     """Return what is this share of the way from x to y."""
     return Tensor(x.a + weight * (y.a - x.a))
@@ -127,11 +116,6 @@ def index_select(table: Tensor, axis: int, rows: Tensor, out: Tensor) -> Tensor:
     """Fill `out` with rows of a table."""
     np.take(table.a, rows.a, axis, out=out.a, mode="clip")
     return out
-
-
-def addcmul(x: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Return x + one * other."""
-    return Tensor(x.a + one.a * other.a)
 
 
 def foreach_add_(ones: Sequence[Tensor], others: Sequence[Tensor], alpha: Any = 1) -> None:
@@ -199,7 +183,9 @@ def pad(x: Tensor, widths: Sequence[int], value: float = 0) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """Return x Phi(x)."""
-    return Tensor((x.a * 0.5 * erfc(Tensor(-x.a * 0.5**0.5)).a).astype(np.float32))
+    y, rows = empty_like(x), x.contiguous().view(-1, x.shape[-1])
+    tensor_call("i3_gelu_forward_f32", *rows.shape, rows, zeros(rows.shape[1]), y)
+    return y
 
 
 def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:

@@ -17,8 +17,8 @@ LAYERS = "Module ModuleList Parameter Linear Embedding LayerNorm"
 INITS = "zeros_ ones_ normal_ orthogonal_"
 FUNCTIONAL = "linear embedding pad gelu scaled_dot_product_attention"
 FUNCTIONS = (
-    "empty zeros ones full empty_like zeros_like ones_like full_like tensor from_numpy arange "
-    "linspace eye exp log cos diag sigmoid isfinite where lerp cat stack index_select addcmul bmm "
+    "empty zeros ones empty_like zeros_like ones_like tensor from_numpy arange "
+    "linspace eye exp log cos diag sigmoid isfinite lerp cat stack index_select bmm "
     "autocast is_autocast_enabled"
 )
 

@@ -25,12 +25,6 @@ class Generator:
         """Return another one, at its beginning."""
         return Generator()
 
-    def seed(self) -> int:
-        """Begin anew at a number that nobody knows."""
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
-        self.manual_seed(seed)
-        return seed
-
     def words(self, count: int) -> np.ndarray:
         """Return whole numbers of 32 bits."""
         return self._source.randint(0, 2**32, count, np.uint32)

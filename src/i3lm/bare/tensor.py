@@ -123,17 +123,11 @@ class Tensor:
     def __int__(self) -> int:
         return int(self.a)
 
-    def __index__(self) -> int:
-        return int(self.a)
-
     def __bool__(self) -> bool:
         return bool(self.a)
 
     def __neg__(self) -> "Tensor":
         return Tensor(-self.a)
-
-    def __invert__(self) -> "Tensor":
-        return Tensor(~self.a)
 
     def __repr__(self) -> str:
         return f"Tensor({self.a!r})"
@@ -144,10 +138,6 @@ class Tensor:
     def tolist(self) -> Any:
         """Return its numbers as Python's."""
         return self.a.tolist()
-
-    def item(self) -> Any:
-        """Return its only number."""
-        return self.a.item()
 
     def numpy(self) -> np.ndarray:
         """Return its numbers, shared."""
@@ -167,10 +157,6 @@ class Tensor:
         return Tensor(self.a.reshape(shape_of(sizes)))
 
     reshape = view
-
-    def view_as(self, other: "Tensor") -> "Tensor":
-        """Return the same numbers in the shape of another."""
-        return Tensor(self.a.reshape(other.a.shape))
 
     def flatten(self, first: int = 0, last: int = -1) -> "Tensor":
         """Return the same numbers with the sizes from `first` to `last` as one."""
@@ -231,10 +217,6 @@ class Tensor:
             if isinstance(target, np.dtype):
                 return converted(self, target)
         return self
-
-    def double(self) -> "Tensor":
-        """Return it in float64."""
-        return converted(self, float64)
 
     def bfloat16(self) -> "Tensor":
         """Return it in bfloat16, rounded to the nearest, to even."""
@@ -305,10 +287,6 @@ class Tensor:
     def argmax(self, dim: int | None = None) -> "Tensor":
         """Return the place of the largest."""
         return Tensor(self.a.argmax(dim))
-
-    def max(self) -> "Tensor":
-        """Return the largest."""
-        return Tensor(self.a.max())
 
     def all(self) -> "Tensor":
         """Say whether all are true."""

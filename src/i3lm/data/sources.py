@@ -159,7 +159,7 @@ def open_source(
     specs = [spec] if isinstance(spec, str | Path) else list(spec)
     if "" in specs:  # a shell's unset variable, which would mean the current folder
         raise UserError("a name in --data is empty; give a file, a folder or a dataset name")
-    if len(specs) == 1 and _is_hub_name(specs[0]):
+    if len(specs) == 1 and is_hub_name(specs[0]):
         return _hub(str(specs[0]), split, documents, text_column)
     named = [str(spec) if is_remote(spec) else _find(spec) for spec in specs]
     local = list(dict.fromkeys(itertools.chain(*(n for n in named if not isinstance(n, str)))))
@@ -223,7 +223,7 @@ def _find(spec: Spec) -> list[Path]:
         if not files:
             raise UserError(f"{spec}: no file matches this pattern; check the path")
         return files
-    if _is_hub_name(spec):
+    if is_hub_name(spec):
         raise UserError(f"{spec}: no such file; a dataset of the Hub must be the only source")
     raise UserError(
         f"{spec}: no such file or folder; check the path (a dataset of the Hub is named owner/name)"
@@ -252,7 +252,8 @@ def _read_file(
         raise UserError(f"{path}: cannot be read ({reason}); check the file") from error
 
 
-def _is_hub_name(spec: Spec) -> bool:
+def is_hub_name(spec: Spec) -> bool:
+    """Say whether `spec` can only be a dataset of the Hub."""
     return (
         isinstance(spec, str)
         and _HUB_NAME.fullmatch(spec) is not None

@@ -1,9 +1,10 @@
-/* Passes over gradients, float32. */
+/* Passes over gradients, and AdamW, float32. */
 
 #include <math.h>
 #include <stdint.h>
 
 #include "numbers.h"
+#include "rule.h"
 
 #define SPAN 65536 /* numbers that are summed at a time: the sum does not depend on the number of threads */
 
@@ -41,10 +42,6 @@ int i3_square_sums(int64_t tensors, const float *const *x, const int64_t *counts
     return 0;
 }
 
-typedef struct {
-    float lr, beta1, beta2, decay, eps, unbias1, unbias2;
-} Rule;
-
 CLONES
 static void adamw_span(int64_t count, float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
                        Rule rule) {
@@ -56,7 +53,7 @@ static void adamw_span(int64_t count, float *restrict p, const float *restrict g
     }
 }
 
-/* AdamW (arXiv 1711.05101) with states in float32; unbias1 = 1 / (1 - beta1^t), unbias2 = 1 / sqrt(1 - beta2^t). */
+/* AdamW (arXiv 1711.05101) with states in float32; settings as in rule.h. */
 int i3_adamw(int64_t tensors, const int64_t *counts, float *const *p, const float *const *g, float *const *m,
              float *const *v, float lr, float beta1, float beta2, float decay, float eps, float unbias1, float unbias2) {
     Rule rule = {lr, beta1, beta2, decay, eps, unbias1, unbias2};

@@ -8,6 +8,7 @@
 
 #include "numbers.h"
 #include "rounding.h"
+#include "rule.h"
 
 #define BLOCK 128
 #define HALF (BLOCK / 2)
@@ -121,10 +122,6 @@ static inline int64_t load_block(int64_t count, int64_t block, const float *rest
     return size;
 }
 
-typedef struct {
-    float lr, beta1, beta2, decay, eps, unbias1, unbias2;
-} Rule;
-
 static inline __attribute__((always_inline)) void adamw_block(int64_t count, int64_t block, float *p, const float *grad,
                                                               State mean, State square, int bits, uint32_t seed,
                                                               Rule rule) {
@@ -228,8 +225,7 @@ SPANS(8)
         }                                                                                \
     } while (0)
 
-/* beta and decay as in AdamW; unbias1 = 1 / (1 - beta1^t), unbias2 = 1 / sqrt(1 - beta2^t). Counts, addresses and seeds are
- * those of each tensor. */
+/* Settings as in rule.h; counts, addresses and seeds are those of each tensor. */
 int i3_adamw_states(int64_t tensors, int64_t bits, const int64_t *counts, const int64_t *seeds, float *const *p,
                     const float *const *g, uint8_t *const *mean_codes, float *const *mean_scales,
                     uint8_t *const *square_codes, float *const *square_scales, float lr, float beta1, float beta2,
