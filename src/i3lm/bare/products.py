@@ -63,7 +63,10 @@ def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             np.matmul(x[begin:end], y[begin:end] if y.ndim > 2 else y, out=out[begin:end])
 
     try:
-        list(_pool(parts).map(run, ends[:-1], ends[1:]))
+        others = [_pool(parts - 1).submit(run, *ends[i : i + 2]) for i in range(1, parts)]
     except RuntimeError:  # the system gives no more threads
         return np.matmul(x, y)
+    run(0, ends[1])
+    for other in others:
+        other.result()
     return out

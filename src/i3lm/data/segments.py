@@ -19,7 +19,7 @@ from i3lm.data.documents import Document, Lines
 from i3lm.data.holdout import prefix_of, salt_of
 from i3lm.data.lines import ScannedLines
 from i3lm.data.packing import default_threads
-from i3lm.data.passes import BATCH, ahead, encode_documents, pool_of
+from i3lm.data.passes import ahead, encode_documents, pool_of
 from i3lm.data.sources import Piece, Source
 from i3lm.errors import UserError
 from i3lm.files import read_small, sha256_file, write_atomic
@@ -27,6 +27,9 @@ from i3lm.tokenizer import ChunkTokenizer
 
 FORMAT = 1
 INDEX = "segments.json"
+# Characters of documents that are read at once. What a run of several processes reads depends on
+# it, and places in older segments.json are counted in it.
+BATCH = 1 << 20
 _POLL = 0.2  # seconds between two looks at whether a segment is there
 
 Place = dict[str, Any]  # where a segment begins: a batch, and how many of its tokens are over
