@@ -145,6 +145,16 @@ def test_plan_prints_what_goes_where():
     assert "total" in run("plan", "--preset", "i3-mini", "--memory", "2GB").output
 
 
+def test_plan_multiplies_as_the_run_does(monkeypatch):
+    """Without torch a run multiplies bfloat16, whatever a trial would say."""
+    monkeypatch.setattr(
+        "i3lm.bare.without_torch", lambda config: dataclasses.replace(config, precision="bf16")
+    )
+    monkeypatch.setattr("i3lm.training.hardware.products_per_second", lambda *dtypes: (1.0, 1.0))
+    result = run("plan", "--preset", "i3-mini", "--json")
+    assert json.loads(result.output)["choice"]["precision"] == "bf16"
+
+
 @pytest.mark.parametrize(
     ("memory", "words"),
     [

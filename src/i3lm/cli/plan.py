@@ -56,10 +56,11 @@ def command(as_json: bool, memory: str | None, **flags: Any) -> None:
     from i3lm.bare import without_torch
     from i3lm.training.config import TrainConfig
 
-    without_torch(TrainConfig(**settings))  # so that what the process takes is what a run's does
+    # So that what the process takes, and multiplies, is what a run's does.
+    precision = without_torch(TrainConfig(**settings)).precision
     from i3lm.training.planning import preview
 
-    result = preview(settings)
+    result = preview({**settings, "precision": precision})
     write_json(result) if as_json else _print(result)
 
 
