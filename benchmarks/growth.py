@@ -1,8 +1,9 @@
 """Whether a long run grows: resident memory after 100 steps and at the end, in its own process.
 
-    python -m benchmarks.growth
+    python -m benchmarks.growth --preset i3-mini
 
-i3-tiny at a window of 64, an evaluation and a checkpoint every 50 steps; some minutes.
+A window of 64, an evaluation and a checkpoint every 50 steps; some minutes. Other presets than
+i3-tiny train without torch where `i3lm train` does; I3LM_TORCH=1 keeps it.
 """
 
 import argparse
@@ -18,8 +19,9 @@ NAME = "growth"
 EARLY = 100
 
 
-def measure(steps: int, folder: str) -> dict[str, Any]:
-    """Train in this process; return resident bytes after EARLY steps, at the end, and the peak."""
+def measure(preset: str, steps: int, folder: str) -> dict[str, Any]:
+    """Train in this process; return resident bytes after EARLY steps, and at the end."""
+    from i3lm import bare
     from i3lm.cli import group
     from i3lm.training.hardware import resident_bytes
     from i3lm.training.loop import Trainer
@@ -37,7 +39,8 @@ def measure(steps: int, folder: str) -> dict[str, Any]:
 
     Trainer.step = counted  # type: ignore[method-assign]
     flags = {
-        "--preset": "i3-tiny",
+        "--preset": preset,
+        "--precision": "bf16" if bare.installed() else "auto",
         "--data": text,
         "--out": Path(folder) / "run",
         "--steps": steps,
@@ -52,6 +55,8 @@ def measure(steps: int, folder: str) -> dict[str, Any]:
     group.main(arguments, standalone_mode=False)
     early, late = resident[EARLY - 1], resident[-1]
     return {
+        "preset": preset,
+        "torch": not bare.installed(),
         "steps": len(resident),
         "early_bytes": early,
         "late_bytes": late,
@@ -59,15 +64,17 @@ def measure(steps: int, folder: str) -> dict[str, Any]:
     }
 
 
-def run(steps: int) -> dict[str, Any]:
+def run(preset: str, steps: int) -> dict[str, Any]:
     """Return what the JSON holds."""
     with tempfile.TemporaryDirectory() as folder:
-        return common.in_child("growth", "--one", folder, "--steps", str(steps))
+        flags = "--one", folder, "--preset", preset, "--steps", str(steps)
+        return common.in_child("growth", *flags, without_torch=preset != "i3-tiny")
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="i3-tiny")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--one", help="measure in this process, files in this folder")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "growth.json")
@@ -75,10 +82,10 @@ def main() -> None:
     if options.steps <= EARLY:
         sys.exit(f"error: {options.steps} steps are too few; take more than {EARLY}")
     if options.one:
-        print(json.dumps(measure(options.steps, options.one)))
+        print(json.dumps(measure(options.preset, options.steps, options.one)))
         return
     setting = common.setting()
-    result = {"benchmark": NAME, **run(options.steps), **setting}
+    result = {"benchmark": NAME, **run(options.preset, options.steps), **setting}
     common.save(result, options.out)
     early, late = result["early_bytes"] / 1e6, result["late_bytes"] / 1e6
     print(

@@ -1,6 +1,5 @@
 """Memory over many steps, and in a group whose memory the system limits."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,24 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks import growth
 
-ROOT = Path(__file__).parents[2]
+from i3lm.native import multiplies_bfloat16
+
 LIMIT = 400_000_000
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 
 @linux
-def test_memory_does_not_grow_with_the_steps(tmp_path):
+@pytest.mark.parametrize("preset", ["i3-tiny", "i3-mini"])  # the second one without torch
+def test_memory_does_not_grow_with_the_steps(preset):
     """Evaluations and checkpoints included; 10,000 steps: python -m benchmarks.growth."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.growth", "--one", str(tmp_path), "--steps", "201"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = growth.run(preset, 201)
     assert found["steps"] == 201
+    assert found["torch"] == (preset == "i3-tiny" or not multiplies_bfloat16())
     assert found["late_bytes"] <= 1.02 * found["early_bytes"]
 
 
