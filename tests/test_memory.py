@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from i3lm.memory import CHECKPOINTING_SPEED, Choice, Wanted, _activations, estim
 from i3lm.model import COMPILED, room, whole_layer
 from i3lm.native import multiplies_bfloat16
 from i3lm.presets import PRESETS, find_preset
+from i3lm.training import planning
 from i3lm.training.config import TrainConfig
 
 RUNTIME = 220_000_000
@@ -177,6 +179,27 @@ def test_limits_that_cannot_be_kept_are_refused(tmp_path, memory, words):
     assert len(result.stderr.strip().splitlines()) <= 3
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@linux
+def test_the_limit_that_a_refusal_names_is_kept(tmp_path):
+    """Named before the text is read, though the built-in one leaves more than any other."""
+    line = [sys.executable, "-m", "i3lm", "train", "--preset", "i3-mini", "--steps", "2", "--json"]
+    line += ["--quiet", "--context", "64", "--out", str(tmp_path / "run"), "--memory"]
+    refused = subprocess.run([*line, "1MB"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    (named,) = re.findall(r"the least that can be kept is --memory (\d+)MB", refused.stderr)
+    done = subprocess.run([*line, f"{named}MB"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peak_memory_bytes"] <= int(named) * 10**6
+
+
+def test_a_text_that_took_more_than_the_limit_is_refused(monkeypatch):
+    config = TrainConfig(preset="i3-mini", memory=600_000_000)
+    monkeypatch.setattr(planning, "resident_bytes", lambda: (100_000_000, 700_000_000))
+    planning.plan_run(config, config.architecture())
+    with pytest.raises(UserError, match="took 700 MB; name --memory 702MB"):
+        planning.plan_run(config, config.architecture(), read=True)
 
 
 @linux

@@ -211,16 +211,18 @@ class TooLittle(UserError):
         self.least = least
 
 
-def plan(sizes: Architecture, wanted: Wanted, limit: int, runtime: int) -> tuple[Choice, Estimate]:
+def plan(
+    sizes: Architecture, wanted: Wanted, limit: int, runtime: int, to_come: int = 0
+) -> tuple[Choice, Estimate]:
     """Return the fastest and most precise way to train within `limit` bytes.
 
-    UserError, which names the smallest limit that can be kept, where there is none.
+    UserError where there is none; the limit that it names has room for `to_come` more.
     """
     options = [(choice, estimate(sizes, choice, runtime)) for choice in _choices(wanted)]
     fitting = [(choice, cost) for choice, cost in options if cost.total <= limit]
     if not fitting:
         least = min(cost.total for _, cost in options)
-        smallest = -(-least // 10**6)
+        smallest = -(-(least + to_come) // 10**6)
         raise TooLittle(
             least,
             f"--memory {format_bytes(limit)} is too little for this model; the least that can be "

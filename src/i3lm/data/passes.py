@@ -27,7 +27,7 @@ from i3lm.tokenizer.kernel import library
 SPLITS = ("train", "held_out")
 _COUNTS = ("documents", "characters", "bytes")
 _NONE = np.zeros(0, np.uint16)
-BATCH = 1 << 17  # characters of documents that make a piece; as objects they are ten times larger
+BATCH = 1 << 16  # characters of documents that make a piece; as objects they are ten times larger
 _SYNCED = 8 << 20  # bytes of a token file that wait for the device at once
 _AHEAD = 6  # pieces in work at once where there are threads, however many
 

@@ -1,5 +1,6 @@
 """Counting a vocabulary over a stream of texts, in memory that does not grow with the stream."""
 
+import mmap
 from collections import Counter
 
 import numpy as np
@@ -17,12 +18,20 @@ Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _new_tables() -> Tables:
-    return np.zeros(0x110000, np.int64), np.zeros(1 << 14, np.int64), np.zeros(1 << 21, np.int64)
+    # Not numpy's memory: it asks for huge pages, and a count here and there would take them all.
+    ours = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    characters, pairs, triples = (
+        np.frombuffer(mmap.mmap(-1, 8 * size, **ours), np.int64)
+        for size in (0x110000, 1 << 14, 1 << 21)
+    )
+    return characters, pairs, triples
 
 
-def _add(tables: Tables, others: Tables) -> None:
+def _add(tables: Tables, others: Tables, sign: int = 1) -> None:
+    """Add counts, where there are any: pages that hold none stay untouched."""
     for table, other in zip(tables, others, strict=True):
-        table += other
+        places = np.flatnonzero(other)
+        table[places] += sign * other[places]
 
 
 class VocabularyCounter:
@@ -79,8 +88,7 @@ class VocabularyCounter:
         """
         for counter in (self, other):
             counter._finish()
-        for table, counted in zip(self._tables, other._tables, strict=True):
-            table -= counted
+        _add(self._tables, other._tables, -1)
         _, mine, its = np.intersect1d(
             self._rare, other._rare, assume_unique=True, return_indices=True
         )

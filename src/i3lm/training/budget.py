@@ -39,7 +39,7 @@ def choose_preset(
         chosen = dataclasses.replace(config, preset=names[place])
         try:
             if config.device == "cpu":
-                plan_run(chosen, chosen.architecture(), launch)
+                plan_run(chosen, chosen.architecture(), launch, sure=place > 0)
         except UserError:
             if place == 0:
                 raise

@@ -120,7 +120,7 @@ def keep_freed_memory() -> None:
 
     What was freed before, while the model was made, goes back first.
     """
-    _trim()
+    give_back_freed()
     _set_heap(1 << 25, 1 << 30)
 
 
@@ -144,7 +144,7 @@ def undisturbed_steps(keep: bool) -> Iterator[None]:
         drop_work()
         if keep:
             _set_heap(1 << 20, 1 << 22)
-            _trim()
+            give_back_freed()
 
 
 def _libc() -> ctypes.CDLL | None:
@@ -152,7 +152,8 @@ def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
-def _trim() -> None:
+def give_back_freed() -> None:
+    """Give back to the system what is free within the heap."""
     trim = getattr(_libc(), "malloc_trim", None)
     if trim is not None:  # musl has none
         trim(0)

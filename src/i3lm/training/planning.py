@@ -28,6 +28,10 @@ FSDP_BYTES = 31_000_000  # of code that FSDP2 imports at its first use: the comp
 # Weights and gradients that come and go leave holes as large as what dividing them saves: of fsdp,
 # tensors from this size on go back to the system, which costs little time.
 LARGE = 1 << 20
+TAKEN_AGAIN_BYTES = 4_000_000  # of a heap that has just been given back
+# That read text leaves: 7 MB of 12 MB of lines, 15 of the built-in conversations; and those.
+TEXT_BYTES = 16_000_000 + TAKEN_AGAIN_BYTES
+SPREAD_BYTES = 2_000_000  # by which one run's process differs from the next before it trains
 STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -124,12 +128,18 @@ def require_time(config: TrainConfig, began: list[float], microbatch: int, conte
 
 
 def plan_run(
-    config: TrainConfig, sizes: Architecture, launch: Launch | None = None
+    config: TrainConfig,
+    sizes: Architecture,
+    launch: Launch | None = None,
+    *,
+    read: bool = False,
+    sure: bool = False,
 ) -> tuple[TrainConfig, Estimate]:
     """Fill in what `config` leaves open so that the run keeps its memory; return the estimate too.
 
     The limit is `config.memory`, else most of what is free, shared among a machine's processes.
-    UserError for a limit that cannot be kept or that the machine has not.
+    Before the text is `read` what that will leave is known roughly, and counts where the plan must
+    be `sure`. UserError for a limit that cannot be kept or that the machine has not.
     """
     launch = launch or Launch()
     total = machine_bytes()
@@ -138,7 +148,13 @@ def plan_run(
             f"--memory {format_bytes(config.memory)} is more than this machine has, "
             f"{format_bytes(total)}; name less"
         )
-    runtime = resident_bytes()[0]
+    runtime, to_come = resident_bytes()[0], SPREAD_BYTES
+    if read:
+        runtime += TAKEN_AGAIN_BYTES
+    elif sure:
+        runtime += TEXT_BYTES
+    else:
+        to_come += TEXT_BYTES
     if launch.size > 1 and config.parallel == "diloco":
         runtime += DILOCO_BYTES * sizes.parameters
     divided = launch.size > 1 and config.parallel == "fsdp"
@@ -167,7 +183,7 @@ def plan_run(
         torch=not bare.installed(),
     )
     try:
-        choice, cost = plan(sizes, wanted, limit, runtime)
+        choice, cost = plan(sizes, wanted, limit, runtime, to_come)
     except TooLittle as error:
         usual = find_preset(config.preset or DEFAULT_PRESET).architecture.max_position_embeddings
         if context <= usual:
@@ -176,6 +192,12 @@ def plan_run(
             f"--context {context:,} takes at least {format_bytes(error.least)} of memory, and "
             f"{format_bytes(limit)} may be taken; name fewer tokens (the preset has {usual})"
         ) from None
+    peak = resident_bytes()[1]
+    if read and config.memory is not None and peak > config.memory:
+        raise UserError(
+            f"--memory {format_bytes(config.memory)} is too little to read this text, which took "
+            f"{format_bytes(peak)}; name --memory {-(-(peak + SPREAD_BYTES) // 10**6)}MB"
+        )
     if choice.return_memory:
         return_freed_memory()
     elif divided:
@@ -201,7 +223,7 @@ def preview(settings: dict) -> dict:
     precision = choose_precision(config.precision, choose_device(config.device))
     config = dataclasses.replace(config, precision=precision)
     sizes = config.architecture()
-    config, cost = plan_run(config, sizes)
+    config, cost = plan_run(config, sizes, sure=True)
     shown = (
         "microbatch",
         "gradient_checkpointing",

@@ -24,7 +24,12 @@ from i3lm.report.listener import with_report
 from i3lm.training.budget import choose_preset
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.config import TrainConfig
-from i3lm.training.hardware import choose_device, choose_precision, resident_bytes
+from i3lm.training.hardware import (
+    choose_device,
+    choose_precision,
+    give_back_freed,
+    resident_bytes,
+)
 from i3lm.training.heldout import (
     FINAL_TOKENS,
     QUICK_TOKENS,
@@ -163,7 +168,8 @@ def _prepare_and_run(
     architecture = config.architecture(len(corpus.tokenizer))
     require_enough(corpus, config, architecture.max_position_embeddings)
     if device.type == "cpu":
-        config, cost = plan_run(config, architecture, group.launch)
+        give_back_freed()
+        config, cost = plan_run(config, architecture, group.launch, read=True)
         (bits,) = group.from_chief(config.state_bits or 32)
         config = dataclasses.replace(config, state_bits=int(bits))
         tell("plan", {**dataclasses.asdict(cost), "total": cost.total, "limit": config.memory})
