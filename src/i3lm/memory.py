@@ -66,6 +66,7 @@ class Choice:
     processes: int = 1  # that divide weights, gradients and states among them (training/sharded.py)
     kernels: bool = True  # our own products run on this processor
     torch: bool = True  # the process has it (`i3lm.bare`)
+    threads: int = 2
 
     @property
     def tokens(self) -> int:
@@ -161,10 +162,19 @@ def _activations(sizes: Architecture, choice: Choice) -> int:
         room = min(choice.tokens, HEAD_ROWS) * v * low
         beside = layer * (4 + low)
     kept = {"full": 4 * d, "selective": lean, "none": lean + wide}[choice.gradient_checkpointing]
+    if low == 2 and choice.kernels:
+        beside += _attention_room(sizes, choice)
     once = {"full": lean + wide, "selective": wide, "none": 0}[choice.gradient_checkpointing]
     ends = 16 * d  # embedded tokens, the last norm, their gradients
     per_token = layers * kept + once + back + ends
     return choice.tokens * per_token + room + beside + 12 * r * v
+
+
+def _attention_room(sizes: Architecture, choice: Choice) -> int:
+    """What a head's way back takes of each thread (`Scratch` in attention.c), beyond that of a
+    window of 256 tokens, which the constants above hold."""
+    size = sizes.hidden_size // sizes.num_attention_heads
+    return choice.threads * max(0, choice.context - 256) * (22 * size + 768)
 
 
 def _is_whole(sizes: Architecture, choice: Choice) -> bool:
@@ -201,6 +211,7 @@ class Wanted:
     processes: int = 1
     kernels: bool = True
     torch: bool = True
+    threads: int = 2
 
 
 class TooLittle(UserError):
@@ -254,4 +265,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             wanted.processes,
             wanted.kernels,
             wanted.torch,
+            wanted.threads,
         )

@@ -20,6 +20,7 @@ from i3lm.model.layers_i3 import (
 )
 from i3lm.model.ops_i3 import embedding, head_loss
 from i3lm.model.stored import held, store
+from i3lm.model.whole_layer import SIDE
 from i3lm.model.whole_network import Structure, accumulate
 
 
@@ -134,10 +135,23 @@ class I3Network(nn.Module):
 
         They are of the last S <= T positions of input_ids (B, T).
         """
+        steps = input_ids.shape[1]
+        if torch.is_autocast_enabled("cpu") and not torch.is_grad_enabled():
+            input_ids = self._in_blocks(input_ids)
         hidden = self.model(input_ids, dropout=dropout)
         if targets.shape[1] < hidden.shape[1]:
-            hidden = hidden[:, -targets.shape[1] :]
+            hidden = hidden[:, steps - targets.shape[1] : steps]
         return self.head_loss(hidden, targets)
+
+    def _in_blocks(self, input_ids: Tensor) -> Tensor:
+        """Return the tokens and zeros after them, which they do not see, as compiled calls want it.
+
+        What is left of a text is seldom a multiple of SIDE; in pieces a layer takes more memory.
+        """
+        short = -input_ids.shape[1] % SIDE
+        if short == 0 or input_ids.shape[1] + short > self.config.max_position_embeddings:
+            return input_ids
+        return torch.cat([input_ids, input_ids.new_zeros(input_ids.shape[0], short)], dim=1)
 
     def accumulate(
         self,

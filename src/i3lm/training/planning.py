@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from i3lm import bare
 from i3lm.errors import UserError
 from i3lm.launch import Launch
@@ -181,6 +183,7 @@ def plan_run(
         processes=launch.size if divided else 1,
         kernels=COMPILED and multiplies_bfloat16(),
         torch=not bare.installed(),
+        threads=torch.get_num_threads(),
     )
     try:
         choice, cost = plan(sizes, wanted, limit, runtime, to_come)
