@@ -4,7 +4,9 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,8 +15,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     2 for a user's mistake or a disk that refuses, said in one line; 130 for SIGINT, SIGTERM or
     SIGHUP. Where the reader of a pipe leaves early, click exits with code 1 and without a word.
     """
-    with _ending_on_signals():
-        return _run(arguments)
+    try:
+        with _ending_on_signals():
+            return _run(arguments)
+    except KeyboardInterrupt:  # while modules were loaded
+        return 130
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -47,8 +52,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _ending_on_signals() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that nothing is left behind."""
 
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(130)
+    def leave(number: int, frame: FrameType | None) -> None:
+        if _swallows(frame):
+            again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            raise SystemExit(130)
 
     old = {}
     with contextlib.suppress(ValueError):  # not the main thread
@@ -61,6 +71,17 @@ def _ending_on_signals() -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _swallows(frame: FrameType | None) -> bool:
+    """Say whether an exception of this moment would be lost: Python only prints what is raised
+    in `__del__` and in callbacks of weak references, as the import system has them."""
+    while frame is not None:
+        name, file = frame.f_code.co_name, frame.f_code.co_filename
+        if name == "__del__" or (name == "cb" and file.startswith("<frozen importlib")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _fail(message: str) -> int:

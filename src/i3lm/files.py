@@ -17,7 +17,18 @@ PART = ".part"  # ends the name of a file that is not whole yet
 # What a disk does to a program, as opposed to what a program does wrong.
 _DISK_FAULTS = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOENT")
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EFBIG",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EIO",
+        "ENOENT",
+        "ENAMETOOLONG",
+        "ENOTDIR",
+    )
     if hasattr(errno, name)
 }
 

@@ -125,7 +125,9 @@ def save_folder(
     metadata = {"format": "pt", "i3": json.dumps(dataclasses.asdict(sizes))}
     write_tensors(folder / "model.safetensors", state, metadata)
     card = model_card(config, sizes.parameters, run)
-    write_atomic(folder / "README.md", card.encode())
+    write_atomic(
+        folder / "README.md", card.encode(errors="replace")
+    )  # a file's name may be no text
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor | Deferred:

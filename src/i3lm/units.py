@@ -6,8 +6,9 @@ from i3lm.errors import UserError
 
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _DURATION = re.compile(r"(?:\d+(?:\.\d+)?[dhms])+")
-_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)((?:[kmg]i?)?)b")
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BYTES |= {f"{unit}i": 2**power for unit, power in {"k": 10, "m": 20, "g": 30, "t": 40}.items()}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)(?:([kmgt]i?)b?|b)")
 
 
 def parse_duration(text: str) -> float:
@@ -23,9 +24,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of `400MB`, `1.5 GB` or `512MiB`; UserError for anything else."""
+    """Return the bytes of `400MB`, `1.5G` or `512MiB`; UserError for anything else."""
     match = _SIZE.fullmatch("".join(text.lower().split()))
-    size = round(float(match[1]) * _BYTES[match[2]]) if match and len(match[1]) < 20 else 0
+    size = round(float(match[1]) * _BYTES[match[2] or ""]) if match and len(match[1]) < 20 else 0
     if size < 1:
         raise UserError(f"{text!r} is no size; write it like 400MB, 1.5GB or 512MiB")
     return size

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from i3lm.__main__ import _ending_on_signals
 from i3lm.folder import load_folder
 
 # What holds each command at a point of its work, as a long piece of work or a slow disk would. It
@@ -55,6 +56,22 @@ def begin(held: tuple[str, str, str], folder: Path, tmp_path: Path) -> subproces
     )
     assert child.stdout.readline() == "here\n", child.communicate()
     return child
+
+
+def test_a_signal_that_comes_where_exceptions_are_lost_comes_again():
+    """Python only prints what is raised in `__del__`, and goes on."""
+
+    class Dropped:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.001)  # in which the handler runs
+
+    def work():
+        Dropped()
+        time.sleep(60)
+
+    with pytest.raises(SystemExit, match="130"), _ending_on_signals():
+        work()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,10 +1,14 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
+from i3lm.__main__ import main
 from i3lm.cli import train as command
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.run import TrainResult
@@ -111,3 +115,24 @@ def test_help_names_every_option():
     text = command.command.get_help(click.Context(command.command))
     for option in ("--optimizer", "--gradient-checkpointing", "--text-column", "--eval-every"):
         assert option in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_a_file_whose_name_is_no_text(tmp_path):
+    """Old archives have them: bytes that are no UTF-8."""
+    text, run = os.fsencode(tmp_path) + b"/caf\xe9.txt", tmp_path / "run"
+    with open(text, "wb") as file:
+        file.write(b"the cat sat on the mat and the dog ran to the cat\n" * 400)
+    line = [sys.executable, "-m", "i3lm", "train", "--preset", "i3-tiny", "--steps", "1"]
+    line += ["--context", "32", "--data", text, "--out", str(run)]
+    done = subprocess.run(line, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert "caf?.txt" in (run / "README.md").read_text(encoding="utf-8")
+
+
+def test_folders_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("no run")
+    assert main(["train", "--resume", str(tmp_path / "file")]) == 2
+    assert "it is a file" in capsys.readouterr().err
+    assert main(["train", "--steps", "1", "--out", str(tmp_path / ("x" * 300))]) == 2
+    assert "name another" in capsys.readouterr().err

@@ -24,6 +24,10 @@ def test_durations(text, seconds):
         ("512MiB", 2**29),
         ("7b", 7),
         ("1kb", 1000),
+        ("200M", 200_000_000),
+        ("0.5g", 500_000_000),
+        ("1TB", 10**12),
+        ("1TiB", 2**40),
     ],
 )
 def test_sizes(text, size):

@@ -1,5 +1,6 @@
 """Where documents come from: folders, patterns, datasets of the Hub, the embedded ones."""
 
+import os
 import sys
 import types
 
@@ -121,3 +122,12 @@ def test_embedded_conversations():
     assert source.identity != open_source(size=5, seed=4).identity
     with pytest.raises(UserError, match="too few"):
         open_source(size=1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    """It can be read once; nobody may write to it, so it must not even be opened."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", "-"):
+        with pytest.raises(UserError, match="save it as a file"):
+            open_source(name)

@@ -84,6 +84,18 @@ def test_bad_streams_are_one_line(tmp_path, capsys):
         assert not (tmp_path / "run").exists()
 
 
+def test_a_single_document_is_refused_before_training(tmp_path, capsys):
+    """Its end is held out, so a stream would leave it out as a whole."""
+    text, run = tmp_path / "one.txt", tmp_path / "run"
+    text.write_text("".join(f"the {n} birds saw {n * 7 % 10} houses\n" for n in range(900)))
+    line = ["train", "--data", str(text), "--documents", "file", "--preset", "i3-tiny"]
+    line += ["--steps", "1", "--quiet", "--stream", "10kB", "--out", str(run)]
+    assert main(line) == 2
+    assert "--documents paragraph" in capsys.readouterr().err
+    assert not (run / "run.json").exists()
+    assert main([*line, "--documents", "line"]) == 0
+
+
 def test_another_text_on_the_disk_is_refused_and_leftovers_give_way(small_config, text_file):
     """Files on the disk are held against their checksums, though only a sample of them is kept."""
     text = text_file.read_text()

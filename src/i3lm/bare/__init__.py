@@ -34,7 +34,7 @@ def without_torch(config: TrainConfig) -> TrainConfig:
 
 def wanted() -> bool:
     """Say whether the environment asks for torch."""
-    return os.environ.get(WITH_TORCH, "0") not in ("", "0")
+    return os.environ.get(WITH_TORCH, "").lower() not in ("", "0", "no", "false", "off")
 
 
 def installed() -> bool:

@@ -216,7 +216,11 @@ def _find(spec: Spec) -> list[Path]:
             raise UserError(f"{path}: no {', '.join(SUFFIXES)} file in this folder; name another")
         return sorted(inside)
     if path.exists():
+        if not path.is_file():
+            raise UserError(f"{spec}: no plain file, and text is read twice; save it as a file")
         return [path]
+    if str(spec) == "-":
+        raise UserError("--data -: text is read twice, and a pipe only once; save it as a file")
     if glob.has_magic(str(spec)):
         matches = sorted(glob.glob(str(spec), recursive=True))
         files = [Path(match) for match in matches if os.path.isfile(match)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from i3lm.data.documents import Lines
+from i3lm.data.holdout import prefix_of
 from i3lm.data.loader import Loader
 from i3lm.data.packing import Corpus, prepare
 from i3lm.data.segments import Segments, TokenStream, read_index
@@ -108,6 +109,12 @@ def prepare_stream(
     """
     sample = prepare(sample_of(source, SAMPLE_CHARACTERS), folder, prefixes=True, **options)
     seed, threads = options.get("seed", 0), options.get("threads")
+    held_out = set(sample.manifest["held_out_prefixes"])
+    if source.files and all(prefix_of(document, seed) in held_out for document in source):
+        raise UserError(
+            f"{source.description}: a part of every document is held out, so nothing is left to "
+            "stream; divide it (--documents paragraph), or leave --stream away"
+        )
     return StreamedCorpus.of(sample, source, segment_bytes, seed=seed, threads=threads)
 
 

@@ -46,7 +46,7 @@ def make_optimizer(
     rates = dict(RATES[name])
     if lr is not None:
         if not 0 < lr < 100:
-            raise UserError(f"--lr {lr} must be a positive number such as {rates['matrix']}")
+            raise UserError(f"--lr {lr} must be above 0 and below 100, such as {rates['matrix']}")
         rates = {kind: rate * lr / rates["matrix"] for kind, rate in rates.items()}
     groups = {kind: ParameterGroup([], [], rate) for kind, rate in rates.items()}
     for parameter_name, parameter in parameters:

@@ -90,7 +90,10 @@ def save_tensors(
         _replace(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"the checkpoint of step {counters.step} failed: {error}") from None
+        then = f", then i3lm train --resume {run}" if list_checkpoints(run) else ""
+        raise UserError(
+            f"the checkpoint of step {counters.step} failed: {error}; make room on that disk{then}"
+        ) from None
     for old in list_checkpoints(run)[KEEP:]:
         shutil.rmtree(old, ignore_errors=True)
     return target

@@ -198,8 +198,9 @@ class TrainConfig:
         path = folder / "run.json"
         try:
             return cls.parse(read_small(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             what = "it has no run.json" if folder.is_dir() else "there is no such folder"
+            what = "it is a file" if folder.is_file() else what
             raise UserError(
                 f"{folder} holds no run ({what}); name the folder that i3lm train wrote"
             ) from None

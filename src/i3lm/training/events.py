@@ -25,7 +25,7 @@ from i3lm.errors import UserError
 class PrepareRow(TypedDict):
     """How far the preparation of the text is."""
 
-    stage: str  # "reading", "encoding", ...
+    stage: str  # "reading", "tokenizing", or "scoring": the closing figure
     share: float  # of this stage, 0 to 1
 
 

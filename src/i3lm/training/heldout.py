@@ -1,6 +1,7 @@
 """The held-out text that a run looks at on its way, and the replies it shows."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,12 +75,25 @@ def sample_prompts(tokens: np.ndarray, tokenizer: ChunkTokenizer) -> list[list[i
     return prompts
 
 
-def bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False) -> float:
+def bits_per_character(
+    trainer: Trainer,
+    text: HeldOut,
+    on_the_way: bool = False,
+    report: Callable[[float], None] = lambda share: None,
+) -> float:
     """Score the text; raise Interrupted where a signal comes meanwhile.
 
     On the way products have the training's precision, in half of the time; the closing figure is
-    of float32.
+    of float32. `report` is told the share done, 0 to 1.
     """
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        trainer.heed_signals()
+        done += count
+        report(done / (len(text.tokens) - 1))
+
     trainer.network.eval()
     autocast = on_the_way and trainer.autocast
     with torch.autocast(trainer.device.type, torch.bfloat16, enabled=autocast):
@@ -88,7 +102,7 @@ def bits_per_character(trainer: Trainer, text: HeldOut, on_the_way: bool = False
             trainer.network,
             text.tokens,
             batch=trainer.microbatch,
-            advance=lambda count: trainer.heed_signals(),
+            advance=advance,
         )
     return nats / math.log(2) / text.characters
 

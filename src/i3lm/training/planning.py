@@ -189,8 +189,13 @@ def plan_run(
         choice, cost = plan(sizes, wanted, limit, runtime, to_come)
     except TooLittle as error:
         usual = find_preset(config.preset or DEFAULT_PRESET).architecture.max_position_embeddings
-        if context <= usual:
+        if context <= usual and config.memory is not None:
             raise
+        if context <= usual:
+            raise UserError(
+                f"this model takes at least {format_bytes(error.least)} of memory, and "
+                f"{format_bytes(limit)} may be taken; name a smaller --preset or --vocab-size"
+            ) from None
         raise UserError(
             f"--context {context:,} takes at least {format_bytes(error.least)} of memory, and "
             f"{format_bytes(limit)} may be taken; name fewer tokens (the preset has {usual})"

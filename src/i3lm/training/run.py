@@ -43,7 +43,7 @@ from i3lm.training.lock import lock_folder, started_by_same
 from i3lm.training.loop import Trainer
 from i3lm.training.parallel import Alone, Interrupted, Lost
 from i3lm.training.planning import plan_run, require_machine
-from i3lm.training.run_folder import check_folder, drop_empty
+from i3lm.training.run_folder import check_folder, drop_empty, require_room
 from i3lm.training.text import as_chosen, begun_as, open_text, require_enough, streamed
 from i3lm.units import format_bytes, format_duration
 
@@ -183,11 +183,16 @@ def _prepare_and_run(
                 tell("note", {"text": note})
             if trainer.spent:
                 text = "nothing is left to train; give more than it has had with --time or --steps"
+                if config.steps and config.seconds:
+                    text += ", which both end it"
                 tell("note", {"text": f"{_had(trainer)}: {text}"})
         else:
             trainer.spread()
         if not group.chief:
             return _follow(trainer)
+        if not resume:
+            bits = 2 * (config.weight_bits or 32) + (config.state_bits or 32)
+            require_room(run, architecture.parameters * bits // 8)
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
         if not COMPILED:
@@ -239,7 +244,13 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     prompts = sample_prompts(corpus.held_out, corpus.tokenizer)
     quick = first_documents(corpus.held_out, QUICK_TOKENS, corpus.tokenizer)
 
+    evaluated = -1  # the step that was looked at last
+
+    def scored(share: float) -> None:
+        tell("prepare", {"stage": "scoring", "share": share})
+
     def evaluate() -> None:
+        nonlocal evaluated
         trainer.counters.owes_evaluation = trainer.progress < 1
         try:
             bits = bits_per_character(trainer, quick, on_the_way=True)
@@ -261,6 +272,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         trainer.network.train()
         trainer.metrics.write(row)
         tell("evaluation", row)
+        evaluated = trainer.counters.step
 
     def write_model(figures: dict) -> None:
         weights = trainer.group.weights()
@@ -272,7 +284,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
             trainer.save()
             write_model(figures)
         except (UserError, OSError, SafetensorError) as error:  # the next one may succeed
-            tell("note", {"text": f"{error}; training goes on"})
+            what = error if isinstance(error, UserError) else f"no model was written ({error})"
+            tell("note", {"text": f"{what}; training goes on"})
             return
         tell("checkpoint", {"step": trainer.counters.step})
 
@@ -298,9 +311,10 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
     trainer.save()
     if finished:
         try:
-            evaluate()
+            if evaluated != trainer.counters.step:
+                evaluate()
             final = first_documents(corpus.held_out, FINAL_TOKENS, corpus.tokenizer)
-            bits = bits_per_character(trainer, final)
+            bits = bits_per_character(trainer, final, report=scored)
         except Interrupted:
             final = None
             trainer.save()

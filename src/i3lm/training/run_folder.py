@@ -1,6 +1,7 @@
 """Which folder a run may take."""
 
 import contextlib
+import shutil
 from pathlib import Path
 
 from i3lm.data.packing import FILES
@@ -9,6 +10,7 @@ from i3lm.errors import UserError
 from i3lm.files import PART
 from i3lm.training.checkpoint import list_checkpoints
 from i3lm.training.lock import NAME as LOCK
+from i3lm.units import format_bytes
 
 
 def check_folder(run: Path, resume: bool) -> None:
@@ -44,6 +46,16 @@ def _expected(path: Path) -> bool:
     if path.name == "metrics.jsonl":  # opened a moment before run.json is there
         return path.is_file() and path.stat().st_size == 0
     return path.name == LOCK or path.name.endswith(PART)
+
+
+def require_room(run: Path, size: int) -> None:
+    """Raise UserError where a new run could not keep what it learns: `size` bytes are not free."""
+    free = shutil.disk_usage(run).free
+    if free < size:
+        raise UserError(
+            f"{run}: a checkpoint and the model take at least {format_bytes(size)}, and the disk "
+            f"has {format_bytes(free)} free; make room there, or choose another --out"
+        )
 
 
 def drop_empty(run: Path) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from i3lm import bare
 from i3lm.training.events import (
     EndRow,
     EvaluationRow,
@@ -100,9 +101,10 @@ class TerminalListener(Listener):
         """Tell what memory goes where."""
         self._plan = row
         limit = f" of {format_bytes(row['limit'])}" if row["limit"] else ""
+        process = "python" if bare.installed() else "python, torch"
         self._say(
             f"memory: about {format_bytes(row['total'])}{limit} "
-            f"(python, torch and heap {format_bytes(row['runtime'])}, weights and gradients "
+            f"({process} and heap {format_bytes(row['runtime'])}, weights and gradients "
             f"{format_bytes(row['weights'] + row['gradients'])}, optimizer "
             f"{format_bytes(row['states'])}, activations {format_bytes(row['activations'])})"
         )
