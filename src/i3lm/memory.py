@@ -46,7 +46,9 @@ def _holes(choice: "Choice", whole: bool) -> float:
     if choice.processes > 1:  # large tensors go back to the system at once
         return 0.25
     if choice.low_bytes == 2:
-        return 0.05 if whole else 0.42
+        if whole:
+            return 0.05
+        return 1.0 if choice.uneven else 0.42
     return {"none": 0.6, "selective": 1.25, "full": 0.6}[choice.gradient_checkpointing]
 
 
@@ -67,6 +69,7 @@ class Choice:
     kernels: bool = True  # our own products run on this processor
     torch: bool = True  # the process has it (`i3lm.bare`)
     threads: int = 2
+    uneven: bool = False  # a step's last microbatch is smaller, which leaves other holes
 
     @property
     def tokens(self) -> int:
@@ -266,4 +269,5 @@ def _choices(wanted: Wanted) -> Iterator[Choice]:
             wanted.kernels,
             wanted.torch,
             wanted.threads,
+            wanted.sequences % together != 0,
         )

@@ -113,7 +113,7 @@ def test_the_limit_of_a_cgroup_is_kept(memory_group, tmp_path, text_file):
     out = ("--data", text_file, "--out", tmp_path / "run", "--steps", 2, "--threads", 1)
     done = in_group(folder, "train", *out, "--preset", "i3-22m", "--precision", "fp32")
     assert done.returncode == 2, done.stderr
-    assert "too little" in done.stderr
+    assert "this model takes at least" in done.stderr
     assert done.stderr.count("\n") == 1
     done = in_group(folder, "train", *out, "--preset", "i3-tiny")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,13 @@ from i3lm.optim import learning_rate_factor, make_optimizer
 from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.dropping import Dropping
-from i3lm.training.hardware import resident_bytes, to_device, undisturbed_steps
+from i3lm.training.hardware import (
+    give_back_freed,
+    resident_bytes,
+    return_freed_memory,
+    to_device,
+    undisturbed_steps,
+)
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.planning import require_time
@@ -93,6 +99,7 @@ class Trainer:
         chief = self.group.chief
         self.metrics = MetricsFile(self.run / "metrics.jsonl" if chief else Path(os.devnull))
         self._peak = 0  # bytes that were seen and answered
+        self._returns = bool(config.return_memory)
         self._stop = False
         self.stopwatch = Stopwatch()
 
@@ -313,7 +320,13 @@ class Trainer:
         if limit is None or peak <= max(limit, self._peak):
             return None
         self._peak = peak
-        return self._take_less(f"the process took {format_bytes(peak)} of {format_bytes(limit)}")
+        why = f"the process took {format_bytes(peak)} of {format_bytes(limit)}"
+        give_back_freed()
+        if not self._returns:
+            self._returns = True
+            return_freed_memory()
+            return f"{why}; from now on it returns freed memory at once, which is slower"
+        return self._take_less(why)
 
     def _require_alone(self, why: str) -> None:
         """Refuse to repeat a step by itself where others have gone on with it."""

@@ -33,7 +33,7 @@ LARGE = 1 << 20
 TAKEN_AGAIN_BYTES = 4_000_000  # of a heap that has just been given back
 # That read text leaves: 7 MB of 12 MB of lines, 15 of the built-in conversations; and those.
 TEXT_BYTES = 16_000_000 + TAKEN_AGAIN_BYTES
-SPREAD_BYTES = 2_000_000  # by which one run's process differs from the next before it trains
+SPREAD_BYTES = 4_000_000  # by which one run's process differs from the next before it trains
 STEPS_AT_LEAST = 10  # that a run should have, where a number of tokens is proposed
 SPARE = 0.9  # of the memory that is free may be taken where the user names no limit
 _CGROUPS = Path("/sys/fs/cgroup")
