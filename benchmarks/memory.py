@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import common
 from i3lm import bare
 from i3lm.data import Corpus
@@ -55,6 +57,12 @@ def grid() -> list[dict[str, Any]]:
         for mode in ("selective", "full")
         for bits in (32, 4)
     ]
+    long = {"preset": "i3-mini", "microbatch": 1, "optimizer": ("muon", 32)}
+    rows += [
+        {**long, "context": context, "gradient_checkpointing": mode}
+        for context in (1024, 2048)
+        for mode in ("none", "full")
+    ]
     return rows
 
 
@@ -90,6 +98,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
         *(row["microbatch"], row["context"], mode, optimizer, bits, low, config.weight_bits),
         return_memory=back,
         torch=not bare.installed(),
+        threads=torch.get_num_threads(),
     )
     return {
         "predicted_bytes": estimate(sizes, choice, runtime).total,

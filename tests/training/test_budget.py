@@ -54,7 +54,7 @@ def test_what_is_named_stays():
 
 
 def test_it_fits_the_memory_and_says_so(monkeypatch):
-    def plan_run(config, sizes, launch):
+    def plan_run(config, sizes, launch, sure):
         if sizes.hidden_size > 256:
             raise UserError("--memory is too little")
 
