@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+NO_THREAD = "can't start new thread"  # as Python says it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
@@ -45,6 +47,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and str(error) != NO_THREAD:
+            raise
+        return _fail(
+            "the system gives no more memory or threads; end other programs, or raise the "
+            "limits of this shell (ulimit -v, ulimit -u)"
+        )
     return code if isinstance(code, int) else 0
 
 

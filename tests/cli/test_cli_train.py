@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import pytest
 
-from i3lm.__main__ import main
+from i3lm.__main__ import NO_THREAD, main
 from i3lm.cli import train as command
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.run import TrainResult
@@ -136,3 +136,15 @@ def test_folders_that_cannot_be(tmp_path, capsys):
     assert "it is a file" in capsys.readouterr().err
     assert main(["train", "--steps", "1", "--out", str(tmp_path / ("x" * 300))]) == 2
     assert "name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(NO_THREAD)])
+def test_a_system_that_gives_no_more_is_told_in_one_line(monkeypatch, capsys, error):
+    def train(config, *, resume=False, listener=None):
+        raise error
+
+    monkeypatch.setattr("i3lm.training.run.train", train)
+    assert main(["train", "--steps", "1", "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "ulimit" in said
+    assert said.count("\n") == 1
