@@ -49,7 +49,7 @@ def _holes(choice: "Choice", whole: bool) -> float:
         if whole:
             return 0.05
         return 1.0 if choice.uneven else 0.42
-    return {"none": 0.6, "selective": 1.25, "full": 0.6}[choice.gradient_checkpointing]
+    return {"none": 0.55, "selective": 1.25, "full": 0.6}[choice.gradient_checkpointing]
 
 
 @dataclass(frozen=True)
