@@ -15,22 +15,8 @@ from i3lm.errors import UserError
 
 PART = ".part"  # ends the name of a file that is not whole yet
 # What a disk does to a program, as opposed to what a program does wrong.
-_DISK_FAULTS = {
-    getattr(errno, name)
-    for name in (
-        "ENOSPC",
-        "EDQUOT",
-        "EFBIG",
-        "EROFS",
-        "EACCES",
-        "EPERM",
-        "EIO",
-        "ENOENT",
-        "ENAMETOOLONG",
-        "ENOTDIR",
-    )
-    if hasattr(errno, name)
-}
+_FAULTS = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO ENOENT ENOTDIR ENAMETOOLONG"
+_DISK_FAULTS = {getattr(errno, name) for name in _FAULTS.split() if hasattr(errno, name)}
 
 
 @contextlib.contextmanager

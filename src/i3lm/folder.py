@@ -125,9 +125,8 @@ def save_folder(
     metadata = {"format": "pt", "i3": json.dumps(dataclasses.asdict(sizes))}
     write_tensors(folder / "model.safetensors", state, metadata)
     card = model_card(config, sizes.parameters, run)
-    write_atomic(
-        folder / "README.md", card.encode(errors="replace")
-    )  # a file's name may be no text
+    # The name of a file that it tells may be bytes that are no text.
+    write_atomic(folder / "README.md", card.encode(errors="replace"))
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor | Deferred:
