@@ -99,6 +99,7 @@ def resident_bytes() -> tuple[int, int]:
     return peak, peak  # macOS reports bytes
 
 
+NO_MEMORY = "the system gives no more memory"
 # glibc's parameters of mallopt(3): above the first size blocks have pages of their own, and beyond
 # the second the heap's free end is given back.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
@@ -164,3 +165,10 @@ def _set_heap(mmap_threshold: int, trim_threshold: int) -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, mmap_threshold)
         mallopt(_TRIM_THRESHOLD, trim_threshold)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system refused memory: torch's allocator and oneDNN say so in RuntimeErrors."""
+    said = ("can't allocate memory", "could not create a primitive")
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return refused or any(words in str(error) for words in said)

@@ -17,16 +17,11 @@ from i3lm.data.segments import SourceLost
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import learning_rate_factor, make_optimizer
+from i3lm.training import hardware
 from i3lm.training.checkpoint import Counters, list_checkpoints, set_aside
 from i3lm.training.config import Every, TrainConfig
 from i3lm.training.dropping import Dropping
-from i3lm.training.hardware import (
-    give_back_freed,
-    resident_bytes,
-    return_freed_memory,
-    to_device,
-    undisturbed_steps,
-)
+from i3lm.training.hardware import NO_MEMORY, resident_bytes, to_device, undisturbed_steps
 from i3lm.training.metrics import MetricsFile
 from i3lm.training.parallel import Alone, Diverged, Interrupted
 from i3lm.training.planning import require_time
@@ -35,7 +30,6 @@ from i3lm.training.stopwatch import Clock, Stopwatch
 from i3lm.units import format_bytes
 
 CHECKPOINT_SECONDS = 60.0
-NO_MEMORY = "the system gives no more memory"
 EVALUATIONS = 10  # of a run
 RATE_CUTS = 3  # a run whose loss explodes goes back, at half the rate, so many times
 EXPLODED = 2.0  # times the loss of guessing, ln(vocabulary) nats a token
@@ -196,7 +190,7 @@ class Trainer:
                     self.save()
                 raise
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not hardware.is_out_of_memory(error):
                     raise
                 self._require_alone(NO_MEMORY)
                 yield {"note": self._take_less(NO_MEMORY)}
@@ -250,7 +244,7 @@ class Trainer:
             self.group.update(factor)
         except (MemoryError, RuntimeError) as error:
             self.network.zero_grad()
-            if not _out_of_memory(error):
+            if not hardware.is_out_of_memory(error):
                 raise
             raise Torn from error
         self.network.zero_grad()
@@ -321,10 +315,10 @@ class Trainer:
             return None
         self._peak = peak
         why = f"the process took {format_bytes(peak)} of {format_bytes(limit)}"
-        give_back_freed()
+        hardware.give_back_freed()
         if not self._returns:
             self._returns = True
-            return_freed_memory()
+            hardware.return_freed_memory()
             return f"{why}; from now on it returns freed memory at once, which is slower"
         return self._take_less(why)
 
@@ -436,7 +430,7 @@ class Trainer:
         except Diverged as error:
             raise UserError(f"no checkpoint of step {self.counters.step}: {error}") from None
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not hardware.is_out_of_memory(error):
                 raise
             raise UserError(f"no checkpoint of step {self.counters.step}: {NO_MEMORY}") from None
 
@@ -451,10 +445,3 @@ class Trainer:
 
     def _ask_to_stop(self) -> None:
         self._stop = True
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether the system refused memory: torch's allocator and oneDNN say so in RuntimeErrors."""
-    said = ("can't allocate memory", "could not create a primitive")
-    refused = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return refused or any(words in str(error) for words in said)
