@@ -2,8 +2,8 @@
 
     python -m benchmarks.growth --preset i3-mini
 
-A window of 64, an evaluation and a checkpoint every 50 steps; some minutes. Other presets than
-i3-tiny train without torch where `i3lm train` does; I3LM_TORCH=1 keeps it.
+A window of 64, an evaluation and a checkpoint every 50 steps; some minutes. Without torch where
+`i3lm train` does without; I3LM_TORCH=1 keeps it.
 """
 
 import argparse
@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from i3lm.memory import is_whole
+from i3lm.presets import find_preset
 
 NAME = "growth"
 EARLY = 100
+CONTEXT = 64
 
 
 def measure(preset: str, steps: int, folder: str) -> dict[str, Any]:
@@ -44,8 +47,8 @@ def measure(preset: str, steps: int, folder: str) -> dict[str, Any]:
         "--data": text,
         "--out": Path(folder) / "run",
         "--steps": steps,
-        "--context": 64,
-        "--batch-tokens": 64,
+        "--context": CONTEXT,
+        "--batch-tokens": CONTEXT,
         "--vocab-size": 400,
         "--eval-every": EARLY // 2,
         "--checkpoint-every": EARLY // 2,
@@ -66,9 +69,10 @@ def measure(preset: str, steps: int, folder: str) -> dict[str, Any]:
 
 def run(preset: str, steps: int) -> dict[str, Any]:
     """Return what the JSON holds."""
+    sizes = find_preset(preset).architecture
     with tempfile.TemporaryDirectory() as folder:
         flags = "--one", folder, "--preset", preset, "--steps", str(steps)
-        return common.in_child("growth", *flags, without_torch=preset != "i3-tiny")
+        return common.in_child("growth", *flags, without_torch=is_whole(sizes, CONTEXT))
 
 
 def main() -> None:

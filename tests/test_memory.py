@@ -83,16 +83,17 @@ def test_each_measure_saves():
 @linux
 @compiled
 @pytest.mark.parametrize(
-    ("preset", "microbatch", "mode", "optimizer", "bits"),
+    ("preset", "context", "microbatch", "mode", "optimizer", "bits"),
     [
-        ("i3-mini", 4, "none", "muon", 32),
-        ("i3-small", 2, "selective", "lion", 8),
-        ("i3-12m", 1, "full", "adamw", 4),
+        ("i3-mini", 128, 4, "none", "muon", 32),
+        ("i3-small", 128, 2, "selective", "lion", 8),
+        ("i3-12m", 128, 1, "full", "adamw", 4),
+        ("i3-mini", 2048, 1, "full", "muon", 32),  # attention's room is large
     ],
 )
 @pytest.mark.parametrize("without_torch", [False, True])
 def test_estimates_are_within_a_tenth(
-    tmp_path, preset, microbatch, mode, optimizer, bits, without_torch
+    tmp_path, preset, context, microbatch, mode, optimizer, bits, without_torch
 ):
     """In a process of its own; the whole grid is `make bench-memory`."""
     if without_torch and not multiplies_bfloat16():
@@ -106,7 +107,7 @@ def test_estimates_are_within_a_tenth(
     corpus.mkdir()
     subprocess.run([sys.executable, "-c", code, preset, str(corpus)], cwd=root, check=True)
     row = json.dumps({
-        "preset": preset, "context": 128, "microbatch": microbatch, "corpus": str(corpus),
+        "preset": preset, "context": context, "microbatch": microbatch, "corpus": str(corpus),
         "gradient_checkpointing": mode, "optimizer": [optimizer, bits],
     })  # fmt: skip
     found = in_child("memory", "--one", row, without_torch=without_torch)

@@ -385,3 +385,25 @@ def test_a_copy_is_a_network_of_its_own():
     assert whole_network.accumulate(copied, ids, targets, SCALE, None) is not None
     assert all(torch.equal(before[n], p.grad) for n, p in network.named_parameters())
     assert all(torch.equal(before[n], p.grad) for n, p in copied.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("steps", "scored", "padded"), [(45, 45, 64), (33, 10, 64), (70, 7, 96), (96, 5, 96)]
+)
+@torch.no_grad()
+def test_what_is_left_of_a_text_is_scored_in_whole_blocks(monkeypatch, steps, scored, padded):
+    """The zeros that fill it up are neither seen nor scored."""
+    sizes, _ = SIZES["long ones"]
+    network = network_of(sizes).eval()
+    ids = torch.randint(sizes[0], (2, steps))
+    targets = torch.randint(sizes[0], (2, scored))
+    truth = copy.deepcopy(network).double().loss(ids, targets)
+    shapes = []
+    room = whole_layer.room
+    monkeypatch.setattr(
+        whole_layer, "room", lambda p, shape, heads: shapes.append(shape) or room(p, shape, heads)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network.loss(ids, targets)
+    assert [shape[1] for shape in shapes] == [padded] * sizes[2]
+    assert loss == pytest.approx(float(truth), rel=5e-3)

@@ -1,5 +1,7 @@
 """Counting a vocabulary."""
 
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -128,3 +130,30 @@ def test_lone_surrogates_are_refused_and_leave_the_counts_alone():
     with pytest.raises(UserError, match="lone surrogate"):
         counter.update("xx\ud812")
     assert learned(counter) == ["a", "b", "ab"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_counting_touches_only_the_pages_in_use():
+    """Of 26 MB of tables for each counter; numpy's own memory would be taken as a whole."""
+    code = """
+import re
+from i3lm.tokenizer import VocabularyCounter
+def resident():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+def counted():
+    counter = VocabularyCounter()
+    counter.update("the cat sat on the mat and the dog ran")
+    return counter
+warm = counted()
+warm.remove(counted())
+warm.build(400)
+before = resident()
+counters = [counted() for _ in range(4)]
+for counter in counters:
+    counter.remove(warm)
+    counter.merge(counted())
+    counter.build(400)
+print(resident() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 4_000_000

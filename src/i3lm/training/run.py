@@ -191,7 +191,7 @@ def _prepare_and_run(
         if not group.chief:
             return _follow(trainer)
         if not resume:
-            bits = 2 * (config.weight_bits or 32) + (config.state_bits or 32)
+            bits = 2 * config.weight_bits + (config.state_bits or 32)
             require_room(run, architecture.parameters * bits // 8)
         # Not before: what a resumed run refuses must not become the run's own settings.
         write_atomic(run / "run.json", config.to_json().encode())
