@@ -4,10 +4,11 @@ import contextlib
 import os
 import signal
 import sys
-import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+SOON, LONG = 0.01, 3.0  # seconds; the terminal of `i3lm chat` is given up to two to answer
 NO_THREAD = "can't start new thread"  # as Python says it
 
 
@@ -57,19 +58,41 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code if isinstance(code, int) else 0
 
 
+class _Leave(SystemExit):
+    """What a signal raises."""
+
+
 @contextlib.contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that nothing is left behind."""
+    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that nothing is left behind.
+
+    What a handler raises can get lost: Python only prints what comes in `__del__` or in the
+    callback of a weak reference, and event loops hand it from task to task. So the signal is sent
+    again, as SIGALRM, where the exception is freed before the program has left, or not left after
+    long.
+    """
+    old = {}
+    left = False
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if _swallows(frame):
-            again = threading.Timer(0.01, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-        else:
-            raise SystemExit(130)
+        if hasattr(signal, "setitimer"):  # Windows has none; a timer's thread could wait for us
+            if signal.SIGALRM not in old:
+                old[signal.SIGALRM] = signal.signal(signal.SIGALRM, leave)
+            signal.setitimer(signal.ITIMER_REAL, LONG)
+        error = _Leave(130)
+        raised.append(weakref.ref(error, lost))
+        raise error
 
-    old = {}
+    def lost(error: weakref.ref[_Leave]) -> None:
+        if not left and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, SOON)
+
+    def untold(what: "sys.UnraisableHookArgs") -> None:
+        if what.exc_type is not _Leave:
+            told(what)
+
+    raised: list[weakref.ref[_Leave]] = []
+    told, sys.unraisablehook = sys.unraisablehook, untold
     with contextlib.suppress(ValueError):  # not the main thread
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -78,19 +101,12 @@ def _ending_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        left = True
+        sys.unraisablehook = told
+        if getattr(signal, "SIGALRM", None) in old:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _swallows(frame: FrameType | None) -> bool:
-    """Say whether an exception of this moment would be lost: Python only prints what is raised
-    in `__del__` and in callbacks of weak references, as the import system has them."""
-    while frame is not None:
-        name, file = frame.f_code.co_name, frame.f_code.co_filename
-        if name == "__del__" or (name == "cb" and file.startswith("<frozen importlib")):
-            return True
-        frame = frame.f_back
-    return False
 
 
 def _fail(message: str) -> int:

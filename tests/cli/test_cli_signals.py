@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,10 @@ def begin(held: tuple[str, str, str], folder: Path, tmp_path: Path) -> subproces
     return child
 
 
-def test_a_signal_that_comes_where_exceptions_are_lost_comes_again():
+KEPT = []
+
+
+def in_del():
     """Python only prints what is raised in `__del__`, and goes on."""
 
     class Dropped:
@@ -66,12 +70,41 @@ def test_a_signal_that_comes_where_exceptions_are_lost_comes_again():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.001)  # in which the handler runs
 
+    Dropped()
+
+
+def in_a_callback():
+    """So it does in the callback of a weak reference: event loops have them for their tasks."""
+
+    def gone(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+
+    thing = {1}
+    _reference = weakref.ref(thing, gone)
+    del thing
+
+
+def in_a_task():
+    """An event loop may keep it as the result of a task that nobody looks at."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)
+    except SystemExit as error:
+        KEPT.append(error)
+
+
+@pytest.mark.parametrize("lose", [in_del, in_a_callback, in_a_task])
+def test_a_signal_whose_exception_is_lost_comes_again(lose, monkeypatch, capfd):
+    monkeypatch.setattr("i3lm.__main__.LONG", 0.05)
+
     def work():
-        Dropped()
+        lose()
         time.sleep(60)
 
     with pytest.raises(SystemExit, match="130"), _ending_on_signals():
         work()
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -101,16 +134,20 @@ def test_a_conversation_ends_on_a_signal(folder, number):
         own, theirs = os.openpty()
         child = subprocess.Popen(line, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
-        shown = b""
-        while b">" not in shown:
-            shown += os.read(own, 100)
-        child.send_signal(signal.SIGINT)
-        while b"/quit leaves" not in shown:
-            shown += os.read(own, 100)
-        assert child.poll() is None
-        began = time.monotonic()
-        child.send_signal(number)
-        assert child.wait(60) == 130
-        took.append(time.monotonic() - began)
-        os.close(own)
+        try:
+            shown = b""
+            while b">" not in shown:
+                shown += os.read(own, 100)
+            child.send_signal(signal.SIGINT)
+            while b"/quit leaves" not in shown:
+                shown += os.read(own, 100)
+            assert child.poll() is None
+            began = time.monotonic()
+            child.send_signal(number)
+            assert child.wait(60) == 130
+            took.append(time.monotonic() - began)
+        finally:
+            child.kill()
+            child.wait()
+            os.close(own)
     assert min(took) < 5
