@@ -273,6 +273,7 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         trainer.metrics.write(row)
         tell("evaluation", row)
         evaluated = trainer.counters.step
+        give_back_freed()  # what scoring, the sample and the report took, before it scatters
 
     def write_model(figures: dict) -> None:
         weights = trainer.group.weights()
