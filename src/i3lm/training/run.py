@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import errno
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -273,7 +274,8 @@ def _run(trainer: Trainer, corpus: Corpus, tell: Listener) -> TrainResult:
         trainer.metrics.write(row)
         tell("evaluation", row)
         evaluated = trainer.counters.step
-        give_back_freed()  # what scoring, the sample and the report took, before it scatters
+        gc.collect()  # and its free lists, else what scoring and the report took scatters
+        give_back_freed()
 
     def write_model(figures: dict) -> None:
         weights = trainer.group.weights()
