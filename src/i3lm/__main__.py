@@ -84,14 +84,14 @@ def _ending_on_signals() -> Iterator[None]:
         raise error
 
     def lost(error: weakref.ref[_Leave]) -> None:
-        if not left and hasattr(signal, "setitimer"):
+        if not left and getattr(signal, "SIGALRM", None) in old:
             signal.setitimer(signal.ITIMER_REAL, SOON)
 
     def untold(what: "sys.UnraisableHookArgs") -> None:
         if what.exc_type is not _Leave:
             told(what)
 
-    raised: list[weakref.ref[_Leave]] = []
+    raised: list[weakref.ref[_Leave]] = []  # a reference that is gone itself calls nobody
     told, sys.unraisablehook = sys.unraisablehook, untold
     with contextlib.suppress(ValueError):  # not the main thread
         for name in ("SIGTERM", "SIGHUP"):
