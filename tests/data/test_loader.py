@@ -127,14 +127,20 @@ def test_arguments_that_do_not_fit(tokens, context, batch):
         Loader(tokens, context, batch, seed=0)
 
 
-@given(length=st.integers(50, 400), seed=st.integers(0, 99), gap=st.integers(2, 60))
-def test_windows_begin_at_documents_where_one_is_near(length, seed, gap):
+@given(
+    length=st.integers(50, 400),
+    seed=st.integers(0, 99),
+    gap=st.integers(2, 60),
+    told=st.integers(1, 3),
+)
+def test_windows_begin_at_conversations_where_one_is_near(length, seed, gap, told):
     tokens = np.full(length, 9, np.uint16)
     tokens[::gap] = 2
-    plain, moved = (Loader(tokens, 20, 4, seed, opening) for opening in (None, 2))
+    tokens[1 :: gap * told] = 4  # of so many documents one is a conversation
+    plain, moved = (Loader(tokens, 20, 4, seed, opening) for opening in (None, (2, 4)))
     samples = np.arange(40)
     for before, after in zip(plain.starts(samples), moved.starts(samples), strict=True):
-        ahead = tokens[(before + np.arange(11)) % length]
-        near = np.flatnonzero(ahead == 2)
+        ahead = tokens[(before + np.arange(12)) % length]
+        near = np.flatnonzero((ahead[:-1] == 2) & (ahead[1:] == 4))
         assert after == (before + (near[0] if len(near) else 0)) % length
     assert np.array_equal(moved.batch(3)[0][:, 0], tokens[moved.starts(np.arange(12, 16))])

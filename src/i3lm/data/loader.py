@@ -18,10 +18,10 @@ class Loader:
     and takes each once in a pseudo-random order of its own. So sample k depends on (seed, k)
     alone: a run goes on at any step, on any number of machines, with nothing replayed.
 
-    With `opening`, the token that opens a document, a window moves on to the first document that
-    begins within its first half: what is told at the start of a conversation and asked at its end
-    then stands in one window (docs/log.md). The ring's start differs from epoch to epoch, so what
-    a moved window leaves out comes in another.
+    With `opening`, the two tokens that open a conversation, a window moves on to the first one
+    that begins within its first half: what is told at its start and asked at its end then stands
+    in one window. The ring's start differs from epoch to epoch, so what a moved window leaves out
+    comes in another. For stories and articles that only costs variety (docs/log.md).
 
     `tokens`: one-dimensional integer array of N > context tokens, memory-mapped or not. The pages
     of a memory map are given back after each read, so they do not pile up in the process.
@@ -33,7 +33,7 @@ class Loader:
         context: int,
         batch: int,
         seed: int,
-        opening: int | None = None,
+        opening: tuple[int, int] | None = None,
     ) -> None:
         if context < 1 or batch < 1:
             raise ValueError("context and batch must be at least 1")
@@ -78,11 +78,13 @@ class Loader:
         return self._at_openings((ring_start + windows * self.context) % len(self.tokens))
 
     def _at_openings(self, starts: np.ndarray) -> np.ndarray:
-        """Move each start to the first document that begins within half a window."""
+        """Move each start to the first conversation that begins within half a window."""
         if self.opening is None:
             return starts
-        indices = (starts[:, None] + np.arange(self.context // 2 + 1)) % len(self.tokens)
-        distance = (self.tokens[indices] == self.opening).argmax(1)  # 0 where there is none
+        indices = (starts[:, None] + np.arange(self.context // 2 + 2)) % len(self.tokens)
+        near, (first, second) = self.tokens[indices], self.opening
+        found = (near[:, :-1] == first) & (near[:, 1:] == second)
+        distance = found.argmax(1)  # 0 where there is none
         return (starts + distance) % len(self.tokens)
 
     def _permute(self, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from i3lm.files import (
     write_atomic,
     writing_to,
 )
-from i3lm.tokenizer import BOS, ChunkTokenizer, VocabularyCounter
+from i3lm.tokenizer import CONVERSATION, ChunkTokenizer, VocabularyCounter
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -93,7 +93,7 @@ class Corpus:
         self, context: int, batch: int, seed: int, wait: Callable[[], None]
     ) -> "Loader | StreamLoader":
         """Return the training windows of a run; `wait` is called while they are waited for."""
-        return Loader(self.train, context, batch, seed, opening=BOS)
+        return Loader(self.train, context, batch, seed, opening=CONVERSATION)
 
     def epochs(self, tokens: int) -> float:
         """Return how often the training text was read for so many tokens."""

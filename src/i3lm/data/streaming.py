@@ -20,7 +20,7 @@ from i3lm.data.packing import Corpus, prepare
 from i3lm.data.segments import Segments, TokenStream, read_index
 from i3lm.data.sources import Piece, Source
 from i3lm.errors import UserError
-from i3lm.tokenizer import BOS
+from i3lm.tokenizer import CONVERSATION
 
 SAMPLE_CHARACTERS = 1 << 26  # of the source's first text: vocabulary and held-out documents
 
@@ -156,6 +156,6 @@ class StreamLoader:
         if self._open is None or self._open[0] != segment:
             self._open = None
             tokens, seed = self.segments.get(segment), self.seed + segment
-            loader = Loader(tokens, self.context, self.batch_size, seed, opening=BOS)
+            loader = Loader(tokens, self.context, self.batch_size, seed, opening=CONVERSATION)
             self._open = segment, loader
         return self._open[1]

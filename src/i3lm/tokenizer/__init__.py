@@ -2,10 +2,20 @@
 
 from i3lm.tokenizer.chunks import ChunkTokenizer
 from i3lm.tokenizer.counting import VocabularyCounter
-from i3lm.tokenizer.rule import BOS, END_INST, EOS, INST, PAD, SPECIAL_TOKENS, UNK
+from i3lm.tokenizer.rule import (
+    BOS,
+    CONVERSATION,
+    END_INST,
+    EOS,
+    INST,
+    PAD,
+    SPECIAL_TOKENS,
+    UNK,
+)
 
 __all__ = [
     "BOS",
+    "CONVERSATION",
     "END_INST",
     "EOS",
     "INST",

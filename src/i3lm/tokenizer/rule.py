@@ -12,6 +12,7 @@ import numpy as np
 
 SPECIAL_TOKENS = ("<unk>", "<pad>", "<bos>", "<eos>", "[INST]", "[/INST]")
 UNK, PAD, BOS, EOS, INST, END_INST = range(6)
+CONVERSATION = BOS, INST  # how a conversation opens, and no other document
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 FIRST_BYTE = len(SPECIAL_TOKENS)
 FIRST_CHUNK = FIRST_BYTE + len(BYTE_TOKENS)  # the first id that stands for characters
