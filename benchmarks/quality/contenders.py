@@ -2,13 +2,13 @@
 
 A contender is written NAME or NAME:RATE, RATE being the peak rate of its matrices; gpt-muon
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
-recipe, as i3lm+table=0.005+flat=0.2 or i3lm+state_bits=4 (`CHANGES` and `SETTINGS` list them), and
-other placements of low rank, as i3lm@down (see placement.py). The GPT takes +dropout=0.2, which
-also hides that share of its input tokens, as ours does.
+recipe, as i3lm+table=0.005+flat=0.2 or i3lm+heads=4 (see ablations.py), and other placements of low
+rank, as i3lm@down (see placement.py). The GPT takes +dropout=0.2, which also hides that share of
+its input tokens, as ours does.
 """
 
+import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import time
@@ -21,13 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers import gpt, published
-from benchmarks.quality import placement
+from benchmarks.quality import ablations, placement
 from i3lm.data import Corpus, Loader
 from i3lm.errors import UserError
 from i3lm.model.network import I3Network
 from i3lm.optim import AdamW, Muon, Optimizer, ParameterGroup, learning_rate_factor
 from i3lm.presets import Architecture
-from i3lm.training import loop
 from i3lm.training.config import TrainConfig
 from i3lm.training.dropping import Dropping
 from i3lm.training.hardware import choose_device, choose_precision
@@ -39,61 +38,6 @@ RATES = {"gpt-adamw": 2e-3, "gpt-muon": 2e-2, "published": 3e-4, "published-scan
 NAMES = (OURS, *RATES)
 WARMUP_STEPS = 20
 PUBLISHED_BATCH = 4
-Change = Callable[[Trainer, float], None]  # of our recipe, by a number
-
-
-def _set(kinds: tuple[int, ...], change: Callable[[ParameterGroup, float], None]) -> Change:
-    def apply(trainer: Trainer, value: float) -> None:
-        for kind in kinds:
-            change(trainer.optimizer.groups[kind], value)
-
-    return apply
-
-
-def _rate(group: ParameterGroup, value: float) -> None:
-    group.lr = value
-
-
-def _beta(place: int) -> Callable[[ParameterGroup, float], None]:
-    def change(group: ParameterGroup, value: float) -> None:
-        group.betas = (value, group.betas[1]) if place == 0 else (group.betas[0], value)
-
-    return change
-
-
-def _decay(group: ParameterGroup, value: float) -> None:
-    group.weight_decay = value
-
-
-def _flat(trainer: Trainer, value: float) -> None:
-    loop.learning_rate_factor = functools.partial(learning_rate_factor, flat=value)
-
-
-def _config(name: str, kind: type) -> Change:
-    def apply(trainer: Trainer, value: float) -> None:
-        trainer.config = dataclasses.replace(trainer.config, **{name: kind(value)})
-
-    return apply
-
-
-# Set before the trainer is made.
-SETTINGS: dict[str, type] = {
-    "state_bits": int, "weight_bits": int, "optimizer": str, "dropout": float,
-}  # fmt: skip
-MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
-CHANGES: dict[str, Change] = {
-    "matrix": _set((MATRIX,), _rate),
-    "table": _set((TABLE,), _rate),
-    "vector": _set((VECTOR,), _rate),
-    "momentum": _set((MATRIX,), _beta(0)),
-    "beta1": _set((TABLE, VECTOR), _beta(0)),
-    "beta2": _set((TABLE, VECTOR), _beta(1)),
-    "decay": _set((MATRIX,), _decay),
-    "table_decay": _set((TABLE,), _decay),
-    "flat": _flat,
-    "clip": _config("clip", float),
-    "warmup": _config("warmup_steps", int),
-}
 
 
 @dataclass(frozen=True)
@@ -199,33 +143,30 @@ def _ours(
 ) -> Contender:
     device = choose_device("cpu")
     precision = choose_precision(config.precision, device)
+    values = ablations.parse(changes)
+    sizes = ablations.resized(sizes, values)
+    config = dataclasses.replace(config, **ablations.settings(values))
     network = placement.build(placed, sizes) if placed else I3Network(sizes)
-    values = {key: value for key, _, value in (change.partition("=") for change in changes)}
-    settings = {key: kind(values.pop(key)) for key, kind in SETTINGS.items() if key in values}
-    config = dataclasses.replace(config, **settings)
     trainer = Trainer(config, corpus, network, precision, device)
-    for key, value in values.items():
-        if key not in CHANGES:
-            known = ", ".join((*CHANGES, *SETTINGS))
-            raise UserError(f"no change is named {key!r}; choose of {known}")
-        CHANGES[key](trainer, float(value))
+    ablations.apply(trainer, values)
 
     def steps(budget: Budget) -> Iterator[Progress]:
         seconds, step = 0.0, trainer.sequences * trainer.context
         count = budget.tokens and -(-budget.tokens // step)
         planned = dataclasses.replace(config, steps=count, time=budget.seconds)
         trainer.dropping = Dropping(planned, sizes, len(corpus.train))
-        while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:
-            begin = time.monotonic()
-            network.train()
-            trainer.dropping.foresee(share, trainer.counters.tokens)
-            try:
-                trainer.step(share)
-            except Diverged as error:
-                raise UserError(str(error)) from None
-            seconds += time.monotonic() - begin
-            tokens = trainer.counters.tokens
-            yield Progress(tokens, seconds, budget.progress(tokens, seconds))
+        with contextlib.closing(trainer):
+            while (share := budget.progress(trainer.counters.tokens, seconds)) < 1:
+                begin = time.monotonic()
+                network.train()
+                trainer.dropping.foresee(share, trainer.counters.tokens)
+                try:
+                    trainer.step(share)
+                except Diverged as error:
+                    raise UserError(str(error)) from None
+                seconds += time.monotonic() - begin
+                tokens = trainer.counters.tokens
+                yield Progress(tokens, seconds, budget.progress(tokens, seconds))
 
     settings = {
         "rate": trainer.optimizer.groups[0].lr,

@@ -1,0 +1,251 @@
+"""What can be changed of our recipe, a number each: i3lm+NAME=NUMBER+...; docs/results.md has them.
+
+Learning: matrix, table, vector (rates), momentum, beta1, beta2, decay, table_decay, product_decay
+(of A B instead of A and B), flat, warmup, clip, optimizer (a name), dropout, state_bits,
+weight_bits. Start: loud=1 (maps into the residual stream are not zero), normal=STD (factors drawn
+so), gauss=1 (as loud as ours, not orthogonal), induction=0 (none), radius (of A, with induction=0),
+tau (the longest of w, tokens), w (all the same), embeddings=STD. Sizes: heads. Text: anywhere=1
+(windows do not begin at conversations), short=SHARE (windows of a quarter for so long, at first).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from i3lm.data import Loader
+from i3lm.errors import UserError
+from i3lm.model.layers_i3 import I3Layer, LoRPtLinear, Projection, Recurrence
+from i3lm.model.network import I3Network
+from i3lm.optim import ParameterGroup, learning_rate_factor
+from i3lm.presets import Architecture
+from i3lm.training import loop
+from i3lm.training.loop import Trainer
+
+Change = Callable[[Trainer, float], None]
+
+# Set before the network and the trainer are made.
+SIZES = {"heads": "num_attention_heads"}
+SETTINGS: dict[str, type] = {
+    "state_bits": int, "weight_bits": int, "optimizer": str, "dropout": float,
+}  # fmt: skip
+MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
+QUARTER = 4
+
+
+def parse(changes: list[str]) -> dict[str, str]:
+    """Return the changes by name; UserError for one that is not known or has no value."""
+    values = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name not in (*SIZES, *SETTINGS, *CHANGES) or not value:
+            known = ", ".join((*SIZES, *SETTINGS, *CHANGES))
+            raise UserError(f"no change is written {change!r}; write NAME=NUMBER, of {known}")
+        values[name] = value
+    return values
+
+
+def resized(sizes: Architecture, values: dict[str, str]) -> Architecture:
+    """Return the sizes that the changes ask for."""
+    fields = {SIZES[name]: int(value) for name, value in values.items() if name in SIZES}
+    return dataclasses.replace(sizes, **fields)
+
+
+def settings(values: dict[str, str]) -> dict[str, Any]:
+    """Return the fields of `TrainConfig` that the changes ask for."""
+    return {name: SETTINGS[name](value) for name, value in values.items() if name in SETTINGS}
+
+
+def apply(trainer: Trainer, values: dict[str, str]) -> None:
+    """Make the changes of a trainer that has not begun."""
+    for name, value in values.items():
+        if name in CHANGES:
+            CHANGES[name](trainer, float(value))
+
+
+def _group(kinds: tuple[int, ...], change: Callable[[ParameterGroup, float], None]) -> Change:
+    def run(trainer: Trainer, value: float) -> None:
+        for kind in kinds:
+            change(trainer.optimizer.groups[kind], value)
+
+    return run
+
+
+def _rate(group: ParameterGroup, value: float) -> None:
+    group.lr = value
+
+
+def _beta(place: int) -> Callable[[ParameterGroup, float], None]:
+    def change(group: ParameterGroup, value: float) -> None:
+        group.betas = (value, group.betas[1]) if place == 0 else (group.betas[0], value)
+
+    return change
+
+
+def _decay(group: ParameterGroup, value: float) -> None:
+    group.weight_decay = value
+
+
+def _flat(trainer: Trainer, value: float) -> None:
+    loop.learning_rate_factor = functools.partial(learning_rate_factor, flat=value)
+
+
+def _config(name: str, kind: type) -> Change:
+    def run(trainer: Trainer, value: float) -> None:
+        trainer.config = dataclasses.replace(trainer.config, **{name: kind(value)})
+
+    return run
+
+
+def _product_decay(trainer: Trainer, value: float) -> None:
+    """Decay |A B|^2 of each pair after a step: A by A (B B^T), B by (A^T A) B."""
+    step = trainer.step
+    pairs = [part for part in trainer.network.modules() if isinstance(part, LoRPtLinear)]
+
+    def run(progress: float) -> dict:
+        row = step(progress)
+        amount = row["learning_rate"] * value
+        with torch.no_grad():
+            for pair in pairs:
+                A, B = pair.A.clone(), pair.B.clone()
+                pair.A -= amount * A @ (B @ B.t())
+                pair.B -= amount * (A.t() @ A) @ B
+        return row
+
+    trainer.step = run  # type: ignore[method-assign]
+
+
+Start = Callable[[I3Network, float], None]
+
+
+def _start(change: Start) -> Change:
+    @torch.no_grad()
+    def run(trainer: Trainer, value: float) -> None:
+        change(trainer.network, value)
+
+    return run
+
+
+def _parts(network: I3Network, kind: type) -> list[Any]:
+    return [part for part in network.modules() if isinstance(part, kind)]
+
+
+def _factors(network: I3Network) -> list[Tensor]:
+    """Return the factors of all pairs; those of a silent map stay silent."""
+    pairs = [p for part in _parts(network, LoRPtLinear) for p in (part.A, part.B)]
+    return [p for p in (*pairs, *(m.weight for m in _parts(network, Projection))) if p.any()]
+
+
+def _loud(network: I3Network, value: float) -> None:
+    for part in (*_parts(network, LoRPtLinear), *_parts(network, Projection)):
+        if part.silent:
+            part.silent = False
+            part.reset_parameters()
+
+
+def _normal(network: I3Network, value: float) -> None:
+    _draw(network, lambda factor: value)
+
+
+def _gauss(network: I3Network, value: float) -> None:
+    _draw(network, lambda factor: float(factor.square().mean().sqrt()))
+
+
+def _draw(network: I3Network, deviation: Callable[[Tensor], float]) -> None:
+    """Draw the factors from normal distributions, and set the induction heads again."""
+    _without_induction(network)
+    for factor in _factors(network):
+        nn.init.normal_(factor, std=deviation(factor))
+    for layer in _parts(network, I3Layer):
+        layer.reset_parameters()
+
+
+def _induction(network: I3Network, value: float) -> None:
+    if not value:
+        _without_induction(network)
+
+
+def _without_induction(network: I3Network) -> None:
+    """Reset what `I3Layer.reset_parameters` has set."""
+    for layer in _parts(network, I3Layer):
+        attention = layer.attention
+        for part in (layer.recurrence, attention.qkv_down, attention.q_up, attention.k_up):
+            part.reset_parameters()
+
+
+def _radius(network: I3Network, value: float) -> None:
+    for part in _parts(network, Recurrence):
+        part.A.copy_(value * torch.eye(len(part.A)))
+
+
+def _tau(network: I3Network, value: float) -> None:
+    for part in _parts(network, Recurrence):
+        count = len(part.w_mix)
+        spread = torch.linspace(0.0, math.log(value), count)[torch.randperm(count)]
+        part.w_mix.copy_(torch.logit(torch.exp(-torch.exp(-spread))))
+
+
+def _w(network: I3Network, value: float) -> None:
+    for part in _parts(network, Recurrence):
+        part.w_mix.fill_(math.log(value / (1 - value)))
+
+
+def _embeddings(network: I3Network, value: float) -> None:
+    for part in _parts(network, nn.Embedding):
+        nn.init.normal_(part.weight, std=value)
+
+
+def _anywhere(trainer: Trainer, value: float) -> None:
+    if value and isinstance(trainer.loader, Loader):
+        trainer.loader.opening = None
+
+
+def _short(trainer: Trainer, value: float) -> None:
+    """Cut windows in four while less than this share of the budget is spent."""
+    step, windows = trainer.step, trainer.loader.windows
+    spent = 0.0
+
+    def run(progress: float) -> dict:
+        nonlocal spent
+        spent = progress
+        return step(progress)
+
+    def cut(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, targets = windows(first, count)
+        if spent >= value:
+            return inputs, targets
+        shape = count * QUARTER, -1
+        return inputs.reshape(shape).copy(), targets.reshape(shape).copy()
+
+    trainer.step, trainer.loader.windows = run, cut  # type: ignore[method-assign]
+
+
+CHANGES: dict[str, Change] = {
+    "matrix": _group((MATRIX,), _rate),
+    "table": _group((TABLE,), _rate),
+    "vector": _group((VECTOR,), _rate),
+    "momentum": _group((MATRIX,), _beta(0)),
+    "beta1": _group((TABLE, VECTOR), _beta(0)),
+    "beta2": _group((TABLE, VECTOR), _beta(1)),
+    "decay": _group((MATRIX,), _decay),
+    "table_decay": _group((TABLE,), _decay),
+    "product_decay": _product_decay,
+    "flat": _flat,
+    "clip": _config("clip", float),
+    "warmup": _config("warmup_steps", int),
+    "loud": _start(_loud),
+    "normal": _start(_normal),
+    "gauss": _start(_gauss),
+    "induction": _start(_induction),
+    "radius": _start(_radius),
+    "tau": _start(_tau),
+    "w": _start(_w),
+    "embeddings": _start(_embeddings),
+    "anywhere": _anywhere,
+    "short": _short,
+}
