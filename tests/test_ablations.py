@@ -1,5 +1,7 @@
 """Ablations of `benchmarks.quality`: each changes what it names, and wrong ones are refused."""
 
+import math
+
 import pytest
 import torch
 from benchmarks.quality import ablations
@@ -7,14 +9,19 @@ from benchmarks.quality.contenders import Budget, build
 
 from i3lm.data import open_source, prepare
 from i3lm.errors import UserError
+from i3lm.model.network import I3Network
+from i3lm.presets import PRESETS
 from i3lm.training import loop
 
 CHANGED = """
 heads=2 state_bits=8 weight_bits=8 optimizer=lion dropout=0.5 matrix=0.1 table=0.1 vector=0.1
 momentum=0.5 beta1=0.5 beta2=0.5 decay=9 table_decay=9 product_decay=9 flat=0.01 clip=0.01 warmup=1
-loud=1 normal=0.02 gauss=1 induction=0 radius=0.5 tau=3 w=0.5 embeddings=0.5 anywhere=1 short=0.5
+loud=1 normal=0.02 gauss=1 induction=0 tau=3 w=0.5 embeddings=0.5 anywhere=1 short=0.5
 """
-VALUES = dict(change.split("=") for change in CHANGED.split())
+VALUES = {
+    **dict(change.split("=") for change in CHANGED.split()),
+    "radius": "0.5+induction=0",  # alone it would leave half a head
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,9 @@ def test_a_run_is_the_same_again(corpus, as_it_is):
 
 
 def test_all_changes_have_a_value_here():
-    assert {*VALUES} == {*ablations.SIZES, *ablations.SETTINGS, *ablations.CHANGES}
+    assert {*VALUES} == {
+        *(*ablations.SIZES, *ablations.SETTINGS, *ablations.STARTS, *ablations.CHANGES)
+    }
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -61,11 +70,62 @@ def test_a_change_changes_what_is_learned(corpus, as_it_is, name):
 
 
 def test_changes_that_name_what_is_there_change_nothing(corpus, as_it_is):
-    same = "i3lm+heads=4+momentum=0.95+flat=0.4+induction=1+anywhere=0+short=0"
-    assert torch.equal(trained(same, corpus), as_it_is)
+    same = "i3lm+heads=4+momentum=0.95+flat=0.4+loud=0+anywhere=0+short=0"
+    for last in ("induction=1", "gauss=0"):  # they do not go together
+        assert torch.equal(trained(f"{same}+{last}", corpus), as_it_is)
 
 
-@pytest.mark.parametrize("change", ["speed=1", "flat", "flat="])
-def test_unknown_changes(corpus, change):
+def network(changes: str) -> I3Network:
+    torch.manual_seed(0)
+    made = I3Network(PRESETS["i3-tiny"].architecture)
+    ablations.start(made, ablations.parse(changes.split("+")))
+    return made
+
+
+@pytest.mark.parametrize("changes", ["loud=1+normal=0.02", "normal=0.02+loud=1"])
+def test_the_start_is_changed_in_one_order(changes):
+    layer = network(changes).model.layers[0]
+    for factor in (layer.ffn.down.A, layer.ffn.down.B, layer.attention.o_proj.weight):
+        assert factor.detach().std() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes", ["induction=0+radius=0.9+tau=3", "tau=3+radius=0.9+induction=0"]
+)
+def test_what_sets_less_comes_later(changes):
+    mix = network(changes).model.layers[0].recurrence
+    assert torch.equal(mix.A, 0.9 * torch.eye(len(mix.A)))
+    w = mix.w_mix.detach().sigmoid()
+    assert w.min() == pytest.approx(math.exp(-1), abs=1e-4)
+    assert w.max() == pytest.approx(math.exp(-1 / 3), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["speed=1", "flat", "flat=", "heads=x", "heads=2.5", "w=1", "tau=1", "clip=1+clip=2"],
+)
+def test_unknown_changes(change):
     with pytest.raises(UserError, match=r"no change is written .*NAME=NUMBER"):
-        build(f"i3lm+{change}", corpus, "i3-tiny", 256, seed=0, context=64)
+        ablations.parse(change.split("+"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ("radius=0.5", "radius needs induction=0"),
+        ("normal=0.02+induction=0", "induction and normal set the same"),
+        ("tau=3+w=0.5", "tau and w set the same"),
+        ("loud=1+weight_bits=8", "loud needs weights that are not stored"),
+        ("product_decay=1+weight_bits=4", "product_decay needs weights"),
+    ],
+)
+def test_changes_that_do_not_go_together(changes, reason):
+    with pytest.raises(UserError, match=reason):
+        ablations.parse(changes.split("+"))
+
+
+def test_short_windows_and_what_they_do_not_go_with(corpus):
+    with pytest.raises(UserError, match="add dropout=0"):
+        trained("i3lm+short=0.5+dropout=0.2", corpus)
+    with pytest.raises(UserError, match="not 62 tokens"):
+        build("i3lm+short=0.5", corpus, "i3-tiny", 248, seed=0, context=62)

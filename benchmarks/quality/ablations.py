@@ -1,11 +1,13 @@
-"""What can be changed of our recipe, a number each: i3lm+NAME=NUMBER+...; docs/results.md has them.
+"""What can be changed of our recipe, a number each: i3lm+NAME=NUMBER+...; docs/results.md has some.
 
-Learning: matrix, table, vector (rates), momentum, beta1, beta2, decay, table_decay, product_decay
-(of A B instead of A and B), flat, warmup, clip, optimizer (a name), dropout, state_bits,
-weight_bits. Start: loud=1 (maps into the residual stream are not zero), normal=STD (factors drawn
-so), gauss=1 (as loud as ours, not orthogonal), induction=0 (none), radius (of A, with induction=0),
-tau (the longest of w, tokens), w (all the same), embeddings=STD. Sizes: heads. Text: anywhere=1
-(windows do not begin at conversations), short=SHARE (windows of a quarter for so long, at first).
+Learning: matrix, table, vector (rates), momentum, beta1, beta2, decay (of matrices), table_decay,
+product_decay (of A B, of the pairs in feed-forward networks and head, beside decay), flat, warmup,
+clip, optimizer (a name), dropout, state_bits, weight_bits. Start: loud=1 (LoRPt maps and o_proj,
+which write into the residual stream, do not start at zero), normal=STD (factors drawn so), gauss=1
+(as loud as ours, not orthogonal), induction=0 (no such heads), radius (of A, only with
+induction=0), tau (the longest of w, tokens), w (all the same), embeddings=STD. Sizes: heads. Text:
+anywhere=1 (windows do not begin at conversations), short=SHARE (until this share of the budget is
+spent, windows are a quarter as long). The start is changed in this order, however it is written.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from i3lm.training import loop
 from i3lm.training.loop import Trainer
 
 Change = Callable[[Trainer, float], None]
+Start = Callable[[I3Network, float], None]
 
 # Set before the network and the trainer are made.
 SIZES = {"heads": "num_attention_heads"}
@@ -36,18 +39,37 @@ SETTINGS: dict[str, type] = {
 }  # fmt: skip
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 QUARTER = 4
+EXCLUSIVE = ({"normal", "gauss"}, {"normal", "induction"}, {"gauss", "induction"}, {"tau", "w"})
 
 
 def parse(changes: list[str]) -> dict[str, str]:
     """Return the changes by name; UserError for one that is not known or has no value."""
-    values = {}
+    known = (*SIZES, *SETTINGS, *STARTS, *CHANGES)
+    values = dict[str, str]()
     for change in changes:
         name, _, value = change.partition("=")
-        if name not in (*SIZES, *SETTINGS, *CHANGES) or not value:
-            known = ", ".join((*SIZES, *SETTINGS, *CHANGES))
-            raise UserError(f"no change is written {change!r}; write NAME=NUMBER, of {known}")
+        if name not in known or name in values or not _fits(name, value):
+            raise UserError(
+                f"no change is written {change!r}; write NAME=NUMBER, once, of {', '.join(known)}"
+            )
         values[name] = value
+    if "radius" in values and values.get("induction") != "0":
+        raise UserError("radius needs induction=0: the heads need the A that they start with")
+    if "weight_bits" in values and (touched := {*STARTS, "product_decay"} & {*values}):
+        raise UserError(f"{min(touched)} needs weights that are not stored: leave out weight_bits")
+    for pair in EXCLUSIVE:
+        if pair <= {*values}:
+            raise UserError(f"{' and '.join(sorted(pair))} set the same numbers; leave one out")
     return values
+
+
+def _fits(name: str, value: str) -> bool:
+    kind = int if name in SIZES else SETTINGS.get(name, float)
+    try:
+        number = kind(value)
+    except ValueError:
+        return False
+    return value != "" and (name != "w" or 0 < number < 1) and (name != "tau" or number > 1)
 
 
 def resized(sizes: Architecture, values: dict[str, str]) -> Architecture:
@@ -61,11 +83,20 @@ def settings(values: dict[str, str]) -> dict[str, Any]:
     return {name: SETTINGS[name](value) for name, value in values.items() if name in SETTINGS}
 
 
+@torch.no_grad()
+def start(network: I3Network, values: dict[str, str]) -> None:
+    """Make the changes of a fresh network."""
+    for name, change in STARTS.items():
+        if name in values:
+            change(network, float(values[name]))
+
+
 def apply(trainer: Trainer, values: dict[str, str]) -> None:
-    """Make the changes of a trainer that has not begun."""
-    for name, value in values.items():
-        if name in CHANGES:
-            CHANGES[name](trainer, float(value))
+    """Make all changes of a trainer that has not begun."""
+    start(trainer.network, values)
+    for name, change in CHANGES.items():
+        if name in values:
+            change(trainer, float(values[name]))
 
 
 def _group(kinds: tuple[int, ...], change: Callable[[ParameterGroup, float], None]) -> Change:
@@ -120,17 +151,6 @@ def _product_decay(trainer: Trainer, value: float) -> None:
     trainer.step = run  # type: ignore[method-assign]
 
 
-Start = Callable[[I3Network, float], None]
-
-
-def _start(change: Start) -> Change:
-    @torch.no_grad()
-    def run(trainer: Trainer, value: float) -> None:
-        change(trainer.network, value)
-
-    return run
-
-
 def _parts(network: I3Network, kind: type) -> list[Any]:
     return [part for part in network.modules() if isinstance(part, kind)]
 
@@ -142,6 +162,8 @@ def _factors(network: I3Network) -> list[Tensor]:
 
 
 def _loud(network: I3Network, value: float) -> None:
+    if not value:
+        return
     for part in (*_parts(network, LoRPtLinear), *_parts(network, Projection)):
         if part.silent:
             part.silent = False
@@ -153,7 +175,8 @@ def _normal(network: I3Network, value: float) -> None:
 
 
 def _gauss(network: I3Network, value: float) -> None:
-    _draw(network, lambda factor: float(factor.square().mean().sqrt()))
+    if value:
+        _draw(network, lambda factor: float(factor.square().mean().sqrt()))
 
 
 def _draw(network: I3Network, deviation: Callable[[Tensor], float]) -> None:
@@ -207,6 +230,8 @@ def _anywhere(trainer: Trainer, value: float) -> None:
 
 def _short(trainer: Trainer, value: float) -> None:
     """Cut windows in four while less than this share of the budget is spent."""
+    if trainer.context % QUARTER:
+        raise UserError(f"short divides windows by {QUARTER}, but not {trainer.context} tokens")
     step, windows = trainer.step, trainer.loader.windows
     spent = 0.0
 
@@ -219,12 +244,19 @@ def _short(trainer: Trainer, value: float) -> None:
         inputs, targets = windows(first, count)
         if spent >= value:
             return inputs, targets
+        if trainer.dropping.share:  # its keys are of whole windows
+            raise UserError("short does not go with dropout; add dropout=0")
         shape = count * QUARTER, -1
         return inputs.reshape(shape).copy(), targets.reshape(shape).copy()
 
     trainer.step, trainer.loader.windows = run, cut  # type: ignore[method-assign]
 
 
+# In the order in which they are made: what sets less comes later.
+STARTS: dict[str, Start] = {
+    "loud": _loud, "normal": _normal, "gauss": _gauss, "induction": _induction, "radius": _radius,
+    "tau": _tau, "w": _w, "embeddings": _embeddings,
+}  # fmt: skip
 CHANGES: dict[str, Change] = {
     "matrix": _group((MATRIX,), _rate),
     "table": _group((TABLE,), _rate),
@@ -238,14 +270,6 @@ CHANGES: dict[str, Change] = {
     "flat": _flat,
     "clip": _config("clip", float),
     "warmup": _config("warmup_steps", int),
-    "loud": _start(_loud),
-    "normal": _start(_normal),
-    "gauss": _start(_gauss),
-    "induction": _start(_induction),
-    "radius": _start(_radius),
-    "tau": _start(_tau),
-    "w": _start(_w),
-    "embeddings": _start(_embeddings),
     "anywhere": _anywhere,
     "short": _short,
 }

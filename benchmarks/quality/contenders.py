@@ -148,7 +148,11 @@ def _ours(
     config = dataclasses.replace(config, **ablations.settings(values))
     network = placement.build(placed, sizes) if placed else I3Network(sizes)
     trainer = Trainer(config, corpus, network, precision, device)
-    ablations.apply(trainer, values)
+    try:
+        ablations.apply(trainer, values)
+    except BaseException:
+        trainer.close()
+        raise
 
     def steps(budget: Budget) -> Iterator[Progress]:
         seconds, step = 0.0, trainer.sequences * trainer.context
