@@ -21,7 +21,7 @@ class Loader:
     With `opening`, the two tokens that open a conversation, a window moves on to the first one
     that begins within its first half: what is told at its start and asked at its end then stands
     in one window. The ring's start differs from epoch to epoch, so what a moved window leaves out
-    comes in another. For stories and articles that only costs variety (docs/log.md).
+    comes in another.
 
     `tokens`: one-dimensional integer array of N > context tokens, memory-mapped or not. The pages
     of a memory map are given back after each read, so they do not pile up in the process.
