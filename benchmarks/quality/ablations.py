@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from i3lm.data import Loader
 from i3lm.errors import UserError
 from i3lm.model.layers_i3 import I3Layer, LoRPtLinear, Projection, Recurrence
 from i3lm.model.network import I3Network
@@ -136,7 +135,7 @@ def _config(name: str, kind: type) -> Change:
 def _product_decay(trainer: Trainer, value: float) -> None:
     """Decay |A B|^2 of each pair after a step: A by A (B B^T), B by (A^T A) B."""
     step = trainer.step
-    pairs = [part for part in trainer.network.modules() if isinstance(part, LoRPtLinear)]
+    pairs = _parts(trainer.network, LoRPtLinear)
 
     def run(progress: float) -> dict:
         row = step(progress)
@@ -224,7 +223,7 @@ def _embeddings(network: I3Network, value: float) -> None:
 
 
 def _anywhere(trainer: Trainer, value: float) -> None:
-    if value and isinstance(trainer.loader, Loader):
+    if value:
         trainer.loader.opening = None
 
 
