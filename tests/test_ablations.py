@@ -17,6 +17,7 @@ CHANGED = """
 heads=2 state_bits=8 weight_bits=8 optimizer=lion dropout=0.5 matrix=0.1 table=0.1 vector=0.1
 momentum=0.5 beta1=0.5 beta2=0.5 decay=9 table_decay=9 product_decay=9 flat=0.01 clip=0.01 warmup=1
 loud=1 normal=0.02 gauss=1 induction=0 tau=3 w=0.5 embeddings=0.5 anywhere=1 short=0.5
+outer=2 inner=0.5 ramp=0.5
 """
 VALUES = {
     **dict(change.split("=") for change in CHANGED.split()),
@@ -70,7 +71,7 @@ def test_a_change_changes_what_is_learned(corpus, as_it_is, name):
 
 
 def test_changes_that_name_what_is_there_change_nothing(corpus, as_it_is):
-    same = "i3lm+heads=4+momentum=0.95+flat=0.4+loud=0+anywhere=0+short=0"
+    same = "i3lm+heads=4+momentum=0.95+flat=0.4+loud=0+anywhere=0+short=0+ramp=0+outer=1+inner=1"
     for last in ("induction=1", "gauss=0"):  # they do not go together
         assert torch.equal(trained(f"{same}+{last}", corpus), as_it_is)
 
@@ -117,6 +118,7 @@ def test_unknown_changes(change):
         ("tau=3+w=0.5", "tau and w set the same"),
         ("loud=1+weight_bits=8", "loud needs weights that are not stored"),
         ("product_decay=1+weight_bits=4", "product_decay needs weights"),
+        ("inner=2+weight_bits=8", "inner needs weights"),
     ],
 )
 def test_changes_that_do_not_go_together(changes, reason):
@@ -129,3 +131,38 @@ def test_short_windows_and_what_they_do_not_go_with(corpus):
         trained("i3lm+short=0.5+dropout=0.2", corpus)
     with pytest.raises(UserError, match="not 62 tokens"):
         build("i3lm+short=0.5", corpus, "i3-tiny", 248, seed=0, context=62)
+
+
+def first_step(name: str, corpus) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Return the names of all weights, what they were, and how far the first step moves them."""
+    contender = build(name, corpus, "i3-tiny", 256, seed=0, context=64)
+    before = [p.detach().clone() for p in contender.network.parameters()]
+    next(contender.steps(Budget(4 * 256, None)))
+    return [
+        (name, old, p.detach() - old)
+        for (name, p), old in zip(contender.network.named_parameters(), before, strict=True)
+    ]
+
+
+def test_outer_and_inner_matrices_move_so_many_times_as_far(corpus):
+    far = 0
+    for plain, outer, inner in zip(
+        *(first_step(f"i3lm{more}", corpus) for more in ("", "+outer=3", "+inner=2")), strict=True
+    ):
+        name, old, moved = plain
+        matrix = old.ndim == 2 and not name.startswith(("model.embed_", "lm_head.A"))
+        matrix = matrix and not name.endswith("recurrence.A")
+        tall = old.shape[0] // (3 if "qkv_down" in name else 1) - old.shape[-1] if matrix else 0
+        times = 3 if tall > 0 else 1, 2 if tall < 0 else 1
+        for (_, _, found), factor in zip((outer, inner), times, strict=True):
+            torch.testing.assert_close(found, factor * moved, rtol=1e-3, atol=1e-6)
+        far += matrix and float(moved.abs().max()) > 1e-4
+    assert far > 10
+
+
+def test_a_ramp_takes_half_steps_and_reads_on(corpus):
+    contender = build("i3lm+ramp=0.5", corpus, "i3-tiny", 256, seed=0, context=64)
+    counts = [progress.tokens for progress in contender.steps(Budget(4 * 256, None))]
+    assert counts == [128, 256, 384, 512, 768, 1024]
+    with pytest.raises(UserError, match="not 3 sequences"):
+        build("i3lm+ramp=0.5", corpus, "i3-tiny", 192, seed=0, context=64)

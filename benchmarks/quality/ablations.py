@@ -1,13 +1,15 @@
 """What can be changed of our recipe, a number each: i3lm+NAME=NUMBER+...; docs/results.md has some.
 
-Learning: matrix, table, vector (rates), momentum, beta1, beta2, decay (of matrices), table_decay,
-product_decay (of A B, of the pairs in feed-forward networks and head, beside decay), flat, warmup,
-clip, optimizer (a name), dropout, state_bits, weight_bits. Start: loud=1 (LoRPt maps and o_proj,
-which write into the residual stream, do not start at zero), normal=STD (factors drawn so), gauss=1
-(as loud as ours, not orthogonal), induction=0 (no such heads), radius (of A, only with
-induction=0), tau (the longest of w, tokens), w (all the same), embeddings=STD. Sizes: heads. Text:
-anywhere=1 (windows do not begin at conversations), short=SHARE (until this share of the budget is
-spent, windows are a quarter as long). The start is changed in this order, however it is written.
+Learning: matrix, table, vector (rates), outer, inner (so many times the matrices' rate for those
+with more rows than columns, as A of A B, and with fewer, as B), momentum, beta1, beta2, decay (of
+matrices), table_decay, product_decay (of A B, of the pairs in feed-forward networks and head,
+beside decay), flat, warmup, clip, optimizer (a name), dropout, state_bits, weight_bits. Start:
+loud=1 (LoRPt maps and o_proj, which write into the residual stream, do not start at zero),
+normal=STD (factors drawn so), gauss=1 (as loud as ours, not orthogonal), induction=0 (no such
+heads), radius (of A, only with induction=0), tau (the longest of w, tokens), w (all the same),
+embeddings=STD. Sizes: heads. Text: anywhere=1 (windows do not begin at conversations), short=SHARE
+(until this share of the budget is spent, windows are a quarter as long), ramp=SHARE (until then
+steps have half as many). The start is changed in this order, however it is written.
 """
 
 import dataclasses
@@ -38,6 +40,7 @@ SETTINGS: dict[str, type] = {
 }  # fmt: skip
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 QUARTER = 4
+MOVES = ("product_decay", "outer", "inner")  # what changes weights after a step
 EXCLUSIVE = ({"normal", "gauss"}, {"normal", "induction"}, {"gauss", "induction"}, {"tau", "w"})
 
 
@@ -54,7 +57,7 @@ def parse(changes: list[str]) -> dict[str, str]:
         values[name] = value
     if "radius" in values and values.get("induction") != "0":
         raise UserError("radius needs induction=0: the heads need the A that they start with")
-    if "weight_bits" in values and (touched := {*STARTS, "product_decay"} & {*values}):
+    if "weight_bits" in values and (touched := {*STARTS, *MOVES} & {*values}):
         raise UserError(f"{min(touched)} needs weights that are not stored: leave out weight_bits")
     for pair in EXCLUSIVE:
         if pair <= {*values}:
@@ -148,6 +151,30 @@ def _product_decay(trainer: Trainer, value: float) -> None:
         return row
 
     trainer.step = run  # type: ignore[method-assign]
+
+
+def _stride(chosen: Callable[[int, int], bool]) -> Change:
+    """Let the matrices whose rows and columns are `chosen` move so many times as far."""
+
+    def change(trainer: Trainer, value: float) -> None:
+        step = trainer.step
+        matrices = [
+            p
+            for p in trainer.optimizer.groups[MATRIX].parameters
+            if chosen(p.shape[0] // getattr(p, "stacked_maps", 1), p.shape[1])
+        ]
+
+        def run(progress: float) -> dict:
+            before = [p.detach().clone() for p in matrices]
+            row = step(progress)
+            with torch.no_grad():
+                for p, old in zip(matrices, before, strict=True):
+                    p.copy_(old.lerp(p, value))
+            return row
+
+        trainer.step = run  # type: ignore[method-assign]
+
+    return change
 
 
 def _parts(network: I3Network, kind: type) -> list[Any]:
@@ -251,6 +278,25 @@ def _short(trainer: Trainer, value: float) -> None:
     trainer.step, trainer.loader.windows = run, cut  # type: ignore[method-assign]
 
 
+def _ramp(trainer: Trainer, value: float) -> None:
+    """Take steps of half the sequences while less than this share of the budget is spent."""
+    step, windows, whole = trainer.step, trainer.loader.windows, trainer.sequences
+    if whole % 2:
+        raise UserError(f"ramp halves steps, but not {whole} sequences; change --batch-tokens")
+    read = 0
+
+    def run(progress: float) -> dict:
+        trainer.sequences = whole // 2 if progress < value else whole
+        return step(progress)
+
+    def following(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal read  # a step's number no longer says which windows were read
+        read += count
+        return windows(read - count, count)
+
+    trainer.step, trainer.loader.windows = run, following  # type: ignore[method-assign]
+
+
 # In the order in which they are made: what sets less comes later.
 STARTS: dict[str, Start] = {
     "loud": _loud, "normal": _normal, "gauss": _gauss, "induction": _induction, "radius": _radius,
@@ -266,9 +312,12 @@ CHANGES: dict[str, Change] = {
     "decay": _group((MATRIX,), _decay),
     "table_decay": _group((TABLE,), _decay),
     "product_decay": _product_decay,
+    "outer": _stride(lambda rows, columns: rows > columns),
+    "inner": _stride(lambda rows, columns: rows < columns),
     "flat": _flat,
     "clip": _config("clip", float),
     "warmup": _config("warmup_steps", int),
     "anywhere": _anywhere,
     "short": _short,
+    "ramp": _ramp,
 }
