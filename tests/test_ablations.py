@@ -9,6 +9,7 @@ from benchmarks.quality.contenders import Budget, build
 
 from i3lm.data import open_source, prepare
 from i3lm.errors import UserError
+from i3lm.model.layers_i3 import LoRPtLinear
 from i3lm.model.network import I3Network
 from i3lm.presets import PRESETS
 from i3lm.training import loop
@@ -17,7 +18,7 @@ CHANGED = """
 heads=2 state_bits=8 weight_bits=8 optimizer=lion dropout=0.5 matrix=0.1 table=0.1 vector=0.1
 momentum=0.5 beta1=0.5 beta2=0.5 decay=9 table_decay=9 product_decay=9 flat=0.01 clip=0.01 warmup=1
 loud=1 normal=0.02 gauss=1 induction=0 tau=3 w=0.5 embeddings=0.5 anywhere=1 short=0.5
-outer=2 inner=0.5 ramp=0.5
+outer=2 inner=0.5 ramp=0.5 spectral=0.5 balance=2
 """
 VALUES = {
     **dict(change.split("=") for change in CHANGED.split()),
@@ -71,7 +72,8 @@ def test_a_change_changes_what_is_learned(corpus, as_it_is, name):
 
 
 def test_changes_that_name_what_is_there_change_nothing(corpus, as_it_is):
-    same = "i3lm+heads=4+momentum=0.95+flat=0.4+loud=0+anywhere=0+short=0+ramp=0+outer=1+inner=1"
+    same = "i3lm+heads=4+momentum=0.95+flat=0.4+loud=0+anywhere=0+short=0"
+    same += "+ramp=0+balance=0+outer=1+inner=1"
     for last in ("induction=1", "gauss=0"):  # they do not go together
         assert torch.equal(trained(f"{same}+{last}", corpus), as_it_is)
 
@@ -119,6 +121,8 @@ def test_unknown_changes(change):
         ("loud=1+weight_bits=8", "loud needs weights that are not stored"),
         ("product_decay=1+weight_bits=4", "product_decay needs weights"),
         ("inner=2+weight_bits=8", "inner needs weights"),
+        ("balance=2+weight_bits=8", "balance needs weights"),
+        ("balance=2+state_bits=8", "balance forgets states of 32 bits"),
     ],
 )
 def test_changes_that_do_not_go_together(changes, reason):
@@ -166,3 +170,37 @@ def test_a_ramp_takes_half_steps_and_reads_on(corpus):
     assert counts == [128, 256, 384, 512, 768, 1024]
     with pytest.raises(UserError, match="not 3 sequences"):
         build("i3lm+ramp=0.5", corpus, "i3-tiny", 192, seed=0, context=64)
+
+
+def test_spectral_moves_a_pair_by_its_norms(corpus):
+    plain, found = (first_step(f"i3lm{more}", corpus) for more in ("", "+spectral=0.01"))
+    old = {name: before.double() for name, before, _ in plain}
+    for (name, _, moved), (_, _, slowed) in zip(plain, found, strict=True):
+        if ".ffn." in name and name.endswith((".A", ".B")):
+            pair = name[:-1]
+            norms = sum(torch.linalg.matrix_norm(old[pair + part], 2) for part in "AB")
+            torch.testing.assert_close(
+                slowed, (moved * 0.01 / 0.0025 / (norms + 1)).float(), rtol=1e-3, atol=1e-6
+            )
+        else:
+            assert torch.equal(moved, slowed)
+
+
+def test_balance_keeps_products_and_halves_them_evenly(corpus, monkeypatch):
+    contender = build("i3lm+balance=1", corpus, "i3-tiny", 256, seed=0, context=64)
+    pairs = [p for p in contender.network.model.layers.modules() if isinstance(p, LoRPtLinear)]
+    steps = contender.steps(Budget(4 * 256, None))
+    for _ in range(2):
+        next(steps)
+    products = [pair.A.detach() @ pair.B.detach() for pair in pairs]
+    monkeypatch.setattr(loop.Trainer, "_accumulate_gradients", stopped)
+    with pytest.raises(InterruptedError):
+        next(steps)  # at half of the run the pairs are halved before the gradients
+    for pair, product in zip(pairs, products, strict=True):
+        A, B = pair.A.detach(), pair.B.detach()
+        torch.testing.assert_close(A @ B, product, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(A.t() @ A, B @ B.t(), rtol=1e-4, atol=1e-5)
+
+
+def stopped(trainer):
+    raise InterruptedError

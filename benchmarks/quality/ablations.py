@@ -3,27 +3,29 @@
 Learning: matrix, table, vector (rates), outer, inner (so many times the matrices' rate for those
 with more rows than columns, as A of A B, and with fewer, as B), momentum, beta1, beta2, decay (of
 matrices), table_decay, product_decay (of A B, of the pairs in feed-forward networks and head,
-beside decay), flat, warmup, clip, optimizer (a name), dropout, state_bits, weight_bits. Start:
-loud=1 (LoRPt maps and o_proj, which write into the residual stream, do not start at zero),
-normal=STD (factors drawn so), gauss=1 (as loud as ours, not orthogonal), induction=0 (no such
-heads), radius (of A, only with induction=0), tau (the longest of w, tokens), w (all the same),
-embeddings=STD. Sizes: heads. Text: anywhere=1 (windows do not begin at conversations), short=SHARE
-(until this share of the budget is spent, windows are a quarter as long), ramp=SHARE (until then
-steps have half as many). The start is changed in this order, however it is written.
+beside decay), spectral=RATE (the factors' in feed-forward networks by their norms: Spectron),
+balance=TIMES (so often in a run those pairs are halved evenly between A and B), flat, warmup, clip,
+optimizer (a name), dropout, state_bits, weight_bits. Start: loud=1 (LoRPt maps and o_proj, which
+write into the residual stream, do not start at zero), normal=STD (factors drawn so), gauss=1 (as
+loud as ours, not orthogonal), induction=0 (no such heads), radius (of A, only with induction=0),
+tau (the longest of w, tokens), w (all the same), embeddings=STD. Sizes: heads. Text: anywhere=1
+(windows do not begin at conversations), short=SHARE (until this share of the budget is spent,
+windows are a quarter as long), ramp=SHARE (until then steps have half as many). The start is
+changed in this order, however it is written.
 """
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.quality.starts import STARTS, parts_of
 from i3lm.errors import UserError
-from i3lm.model.layers_i3 import I3Layer, LoRPtLinear, Projection, Recurrence
+from i3lm.model.layers_i3 import LoRPtLinear
 from i3lm.model.network import I3Network
 from i3lm.optim import ParameterGroup, learning_rate_factor
 from i3lm.presets import Architecture
@@ -31,7 +33,6 @@ from i3lm.training import loop
 from i3lm.training.loop import Trainer
 
 Change = Callable[[Trainer, float], None]
-Start = Callable[[I3Network, float], None]
 
 # Set before the network and the trainer are made.
 SIZES = {"heads": "num_attention_heads"}
@@ -40,7 +41,8 @@ SETTINGS: dict[str, type] = {
 }  # fmt: skip
 MATRIX, TABLE, VECTOR = 0, 1, 2  # groups, in the order of `make_optimizer`
 QUARTER = 4
-MOVES = ("product_decay", "outer", "inner")  # what changes weights after a step
+# What changes weights beside a step.
+MOVES = ("product_decay", "spectral", "balance", "outer", "inner")
 EXCLUSIVE = ({"normal", "gauss"}, {"normal", "induction"}, {"gauss", "induction"}, {"tau", "w"})
 
 
@@ -59,6 +61,8 @@ def parse(changes: list[str]) -> dict[str, str]:
         raise UserError("radius needs induction=0: the heads need the A that they start with")
     if "weight_bits" in values and (touched := {*STARTS, *MOVES} & {*values}):
         raise UserError(f"{min(touched)} needs weights that are not stored: leave out weight_bits")
+    if "balance" in values and values.get("state_bits", "32") != "32":
+        raise UserError("balance forgets states of 32 bits; leave out state_bits")
     for pair in EXCLUSIVE:
         if pair <= {*values}:
             raise UserError(f"{' and '.join(sorted(pair))} set the same numbers; leave one out")
@@ -137,8 +141,7 @@ def _config(name: str, kind: type) -> Change:
 
 def _product_decay(trainer: Trainer, value: float) -> None:
     """Decay |A B|^2 of each pair after a step: A by A (B B^T), B by (A^T A) B."""
-    step = trainer.step
-    pairs = _parts(trainer.network, LoRPtLinear)
+    step, pairs = trainer.step, parts_of(trainer.network, LoRPtLinear)
 
     def run(progress: float) -> dict:
         row = step(progress)
@@ -149,6 +152,60 @@ def _product_decay(trainer: Trainer, value: float) -> None:
                 pair.A -= amount * A @ (B @ B.t())
                 pair.B -= amount * (A.t() @ A) @ B
         return row
+
+    trainer.step = run  # type: ignore[method-assign]
+
+
+def _spectral(trainer: Trainer, value: float) -> None:
+    """Give both factors of feed-forward pairs the rate value / (|A| + |B| + 1), in spectral norms,
+    so that A B moves by `value` at most (Spectron, arXiv 2602.12429)."""
+    step, pairs = trainer.step, parts_of(trainer.network.model.layers, LoRPtLinear)
+    peak = trainer.optimizer.groups[MATRIX].lr
+
+    def run(progress: float) -> dict:
+        olds = [(pair.A.detach().clone(), pair.B.detach().clone()) for pair in pairs]
+        row = step(progress)
+        with torch.no_grad():
+            for pair, (A, B) in zip(pairs, olds, strict=True):
+                share = value / peak / (_norm(A) + _norm(B) + 1)
+                pair.A.copy_(A.lerp(pair.A, share))
+                pair.B.copy_(B.lerp(pair.B, share))
+        return row
+
+    trainer.step = run  # type: ignore[method-assign]
+
+
+def _norm(matrix: Tensor) -> float:
+    """Return the largest singular value, by the smaller Gram matrix."""
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.t()
+    return float(torch.linalg.eigvalsh(x @ x.t())[-1].clamp(min=0).sqrt())
+
+
+def _balance(trainer: Trainer, value: float) -> None:
+    """Halve the singular values of feed-forward pairs between A and B, `value` times in a run, and
+    forget their momenta."""
+    step, pairs = trainer.step, parts_of(trainer.network.model.layers, LoRPtLinear)
+    group, done = trainer.optimizer.groups[MATRIX], 0
+
+    @torch.no_grad()
+    def halve(pair: LoRPtLinear) -> None:
+        Q, R = torch.linalg.qr(pair.A)
+        P, S = torch.linalg.qr(pair.B.t())
+        U, values, V = torch.linalg.svd(R @ S.t())
+        pair.A.copy_(Q @ U * values.sqrt())
+        pair.B.copy_(values.sqrt()[:, None] * (V @ P.t()))
+
+    def run(progress: float) -> dict:
+        nonlocal done
+        if progress * (value + 1) >= done + 1:
+            done += 1
+            for pair in pairs:
+                halve(pair)
+            for states in group.state.values():
+                for p, state in zip(group.parameters, states, strict=True):
+                    if any(p is factor for pair in pairs for factor in (pair.A, pair.B)):
+                        state.zero_()
+        return step(progress)
 
     trainer.step = run  # type: ignore[method-assign]
 
@@ -175,78 +232,6 @@ def _stride(chosen: Callable[[int, int], bool]) -> Change:
         trainer.step = run  # type: ignore[method-assign]
 
     return change
-
-
-def _parts(network: I3Network, kind: type) -> list[Any]:
-    return [part for part in network.modules() if isinstance(part, kind)]
-
-
-def _factors(network: I3Network) -> list[Tensor]:
-    """Return the factors of all pairs; those of a silent map stay silent."""
-    pairs = [p for part in _parts(network, LoRPtLinear) for p in (part.A, part.B)]
-    return [p for p in (*pairs, *(m.weight for m in _parts(network, Projection))) if p.any()]
-
-
-def _loud(network: I3Network, value: float) -> None:
-    if not value:
-        return
-    for part in (*_parts(network, LoRPtLinear), *_parts(network, Projection)):
-        if part.silent:
-            part.silent = False
-            part.reset_parameters()
-
-
-def _normal(network: I3Network, value: float) -> None:
-    _draw(network, lambda factor: value)
-
-
-def _gauss(network: I3Network, value: float) -> None:
-    if value:
-        _draw(network, lambda factor: float(factor.square().mean().sqrt()))
-
-
-def _draw(network: I3Network, deviation: Callable[[Tensor], float]) -> None:
-    """Draw the factors from normal distributions, and set the induction heads again."""
-    _without_induction(network)
-    for factor in _factors(network):
-        nn.init.normal_(factor, std=deviation(factor))
-    for layer in _parts(network, I3Layer):
-        layer.reset_parameters()
-
-
-def _induction(network: I3Network, value: float) -> None:
-    if not value:
-        _without_induction(network)
-
-
-def _without_induction(network: I3Network) -> None:
-    """Reset what `I3Layer.reset_parameters` has set."""
-    for layer in _parts(network, I3Layer):
-        attention = layer.attention
-        for part in (layer.recurrence, attention.qkv_down, attention.q_up, attention.k_up):
-            part.reset_parameters()
-
-
-def _radius(network: I3Network, value: float) -> None:
-    for part in _parts(network, Recurrence):
-        part.A.copy_(value * torch.eye(len(part.A)))
-
-
-def _tau(network: I3Network, value: float) -> None:
-    for part in _parts(network, Recurrence):
-        count = len(part.w_mix)
-        spread = torch.linspace(0.0, math.log(value), count)[torch.randperm(count)]
-        part.w_mix.copy_(torch.logit(torch.exp(-torch.exp(-spread))))
-
-
-def _w(network: I3Network, value: float) -> None:
-    for part in _parts(network, Recurrence):
-        part.w_mix.fill_(math.log(value / (1 - value)))
-
-
-def _embeddings(network: I3Network, value: float) -> None:
-    for part in _parts(network, nn.Embedding):
-        nn.init.normal_(part.weight, std=value)
 
 
 def _anywhere(trainer: Trainer, value: float) -> None:
@@ -297,11 +282,6 @@ def _ramp(trainer: Trainer, value: float) -> None:
     trainer.step, trainer.loader.windows = run, following  # type: ignore[method-assign]
 
 
-# In the order in which they are made: what sets less comes later.
-STARTS: dict[str, Start] = {
-    "loud": _loud, "normal": _normal, "gauss": _gauss, "induction": _induction, "radius": _radius,
-    "tau": _tau, "w": _w, "embeddings": _embeddings,
-}  # fmt: skip
 CHANGES: dict[str, Change] = {
     "matrix": _group((MATRIX,), _rate),
     "table": _group((TABLE,), _rate),
@@ -312,6 +292,8 @@ CHANGES: dict[str, Change] = {
     "decay": _group((MATRIX,), _decay),
     "table_decay": _group((TABLE,), _decay),
     "product_decay": _product_decay,
+    "spectral": _spectral,
+    "balance": _balance,
     "outer": _stride(lambda rows, columns: rows > columns),
     "inner": _stride(lambda rows, columns: rows < columns),
     "flat": _flat,
