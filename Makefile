@@ -36,7 +36,7 @@ bench: $(INSTALLED)
 	$(PIP) -e '.[bench]'
 	for part in startup tokenizer decode train; do $(BIN)/i3lm bench $$part || exit 1; done
 
-# Peak memory against the planner's estimate, 92 configurations: ten minutes.
+# Peak memory against the planner's estimate, 96 configurations: ten minutes.
 bench-memory: $(INSTALLED)
 	$(BIN)/python -m benchmarks.memory
 
