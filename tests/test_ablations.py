@@ -7,7 +7,7 @@ import torch
 from benchmarks.quality import ablations
 from benchmarks.quality.contenders import Budget, build
 
-from i3lm.data import open_source, prepare
+from i3lm.data import Loader, open_source, prepare
 from i3lm.errors import UserError
 from i3lm.model.layers_i3 import LoRPtLinear
 from i3lm.model.network import I3Network
@@ -164,10 +164,18 @@ def test_outer_and_inner_matrices_move_so_many_times_as_far(corpus):
     assert far > 10
 
 
-def test_a_ramp_takes_half_steps_and_reads_on(corpus):
+def test_a_ramp_takes_half_steps_and_reads_on(corpus, monkeypatch):
+    read, windows = list[int](), Loader.windows
+
+    def noted(loader, first: int, count: int):
+        read.extend(range(first, first + count))
+        return windows(loader, first, count)
+
+    monkeypatch.setattr(Loader, "windows", noted)
     contender = build("i3lm+ramp=0.5", corpus, "i3-tiny", 256, seed=0, context=64)
     counts = [progress.tokens for progress in contender.steps(Budget(4 * 256, None))]
     assert counts == [128, 256, 384, 512, 768, 1024]
+    assert read == [*range(16)]
     with pytest.raises(UserError, match="not 3 sequences"):
         build("i3lm+ramp=0.5", corpus, "i3-tiny", 192, seed=0, context=64)
 

@@ -157,8 +157,8 @@ def _product_decay(trainer: Trainer, value: float) -> None:
 
 
 def _spectral(trainer: Trainer, value: float) -> None:
-    """Give both factors of feed-forward pairs the rate value / (|A| + |B| + 1), in spectral norms,
-    so that A B moves by `value` at most (Spectron, arXiv 2602.12429)."""
+    """Give both factors of feed-forward pairs the rate value / (|A| + |B| + 1), in spectral norms:
+    A B then moves by about `value` however large they are (Spectron, arXiv 2602.12429)."""
     step, pairs = trainer.step, parts_of(trainer.network.model.layers, LoRPtLinear)
     peak = trainer.optimizer.groups[MATRIX].lr
 
