@@ -79,6 +79,7 @@ def hub(monkeypatch):
     module = types.ModuleType("datasets")
     module.load_dataset = load_dataset
     monkeypatch.setitem(sys.modules, "datasets", module)
+    monkeypatch.setattr("i3lm.data.sources._reach", lambda path: None)
     return calls
 
 

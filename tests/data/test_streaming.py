@@ -198,6 +198,7 @@ def hub(monkeypatch):
         return table.to_iterable_dataset(num_shards=4)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("i3lm.data.sources._reach", lambda path: None)
     return rows
 
 
@@ -225,6 +226,18 @@ def test_a_dataset_streams_in_segments(hub, tmp_path):
     again = make().loader(32, 4, 0, wait=lambda: None)
     assert np.array_equal(again.windows(450, 100)[0], inputs[450:550])
     again.close()
+
+
+def test_a_hub_out_of_reach_is_asked_once(tmp_path):
+    """`load_dataset` alone retries for half a minute, with a line each time."""
+    pytest.importorskip("datasets")
+    command = [sys.executable, "-m", "i3lm", "train", "--data", "no/folder", "--time", "10s"]
+    nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    assert len(lines) == 1 and "no/folder: no such file, and no dataset" in lines[0], lines
+    assert list(tmp_path.iterdir()) == []
 
 
 # The whole of it

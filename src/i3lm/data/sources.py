@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -267,6 +268,16 @@ def is_hub_name(spec: Spec) -> bool:
     )
 
 
+def _reach(path: str) -> None:
+    """Ask the Hub once about a dataset. `load_dataset` tries six times, half a minute with a line
+    for each, before it says that there is no network; a mistyped path should not cost that."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    with suppress(OfflineModeIsEnabled):  # what `datasets` keeps on the disk may do
+        HfApi().dataset_info(path, timeout=10)
+
+
 def _hub(name: str, split: str, documents: Division, text_column: str | None) -> Source:
     try:
         import datasets
@@ -284,6 +295,8 @@ def _hub(name: str, split: str, documents: Division, text_column: str | None) ->
     def rows(begin: Callable[[], Iterable[Any]], number: int = 0) -> Iterator[Row]:
         first = number
         try:
+            if first == 0:
+                _reach(path)
             for row in begin():
                 number += 1
                 yield row, f"{label}, row {number}"
