@@ -235,8 +235,8 @@ def test_a_hub_out_of_reach_is_asked_once(tmp_path):
     nowhere = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(command, cwd=tmp_path, env=nowhere, capture_output=True, text=True)
     assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
-    assert len(lines) == 1 and "no/folder: no such file, and no dataset" in lines[0], lines
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("note:")]
+    assert line.startswith("error: no/folder: no such file, and no dataset"), line
     assert list(tmp_path.iterdir()) == []
 
 
