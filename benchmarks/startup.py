@@ -1,4 +1,5 @@
-"""How long commands take, and chat to its first token: each time in a process of its own."""
+"""How long commands take, and chat to its first token, and its peak memory: each time in a process
+of its own, chat also with torch."""
 
 import os
 import subprocess
@@ -12,12 +13,19 @@ import torch
 
 from benchmarks import common
 from benchmarks.decode import random_model
+from i3lm.bare import WITH_TORCH
 from i3lm.folder import save_folder
 from i3lm.tokenizer.rule import FIRST_CHUNK
 
 NAME = "startup"
-FIRST_TOKEN = "chat_first_token_seconds"
+FIRST_TOKEN, WITH_ALL = "chat_first_token_seconds", "chat_first_token_with_torch_seconds"
 TARGETS = {"help_seconds": 0.25, "info_seconds": 0.5, FIRST_TOKEN: 3.0}
+TELLING = """import sys
+from i3lm.__main__ import main
+code = main(sys.argv[1:])
+from i3lm.training.hardware import resident_bytes
+print(resident_bytes()[1], file=sys.stderr)
+sys.exit(code)"""
 
 
 def run(*, preset: str, rounds: int, threads: int) -> dict[str, Any]:
@@ -27,21 +35,24 @@ def run(*, preset: str, rounds: int, threads: int) -> dict[str, Any]:
         with torch.no_grad():  # the first token of an untrained model must be a piece of text
             loaded.network.lm_head.bias[:FIRST_CHUNK] = -100.0
         save_folder(folder, loaded.network, loaded.tokenizer)
-        commands = {
-            "help_seconds": ["--help"],
-            "info_seconds": ["info", preset],
-            FIRST_TOKEN: ["chat", folder, "-p", "Who are you?"],
-        }
+        chat = ["chat", folder, "-p", "Who are you?"]
         figures = common.interleave(
             {
-                name: lambda a=arguments, whole=name != FIRST_TOKEN: start(a, threads, whole=whole)
-                for name, arguments in commands.items()
+                "help_seconds": lambda: start(["--help"], threads, whole=True),
+                "info_seconds": lambda: start(["info", preset], threads, whole=True),
+                FIRST_TOKEN: lambda: start(chat, threads, whole=False),
+                WITH_ALL: lambda: start(chat, threads, whole=False, with_torch=True),
             },
             rounds,
         )
+        peaks = {
+            "chat": peak(chat, threads, with_torch=False),
+            "chat with torch": peak(chat, threads, with_torch=True),
+        }
     return {
         **{name: spread["median"] for name, spread in figures.items()},
         "targets": TARGETS,
+        "peak_bytes": peaks,
         "preset": preset,
         "threads": threads,
         "rounds": rounds,
@@ -49,14 +60,34 @@ def run(*, preset: str, rounds: int, threads: int) -> dict[str, Any]:
     }
 
 
-def start(arguments: Sequence[str], threads: int, *, whole: bool) -> float:
+def surroundings(threads: int, with_torch: bool) -> dict[str, str]:
+    """Return the environment of a command."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), WITH_TORCH: str(int(with_torch))}
+
+
+def peak(arguments: Sequence[str], threads: int, *, with_torch: bool) -> int:
+    """Return the peak memory of `i3lm ARGUMENTS` in bytes."""
+    done = subprocess.run(
+        [sys.executable, "-c", TELLING, *arguments],
+        capture_output=True,
+        text=True,
+        env=surroundings(threads, with_torch),
+    )
+    if done.returncode:
+        raise RuntimeError(f"i3lm {' '.join(arguments)} failed: {done.stderr}")
+    return int(done.stderr.split()[-1])
+
+
+def start(
+    arguments: Sequence[str], threads: int, *, whole: bool, with_torch: bool = False
+) -> float:
     """Return the seconds of `i3lm ARGUMENTS` to its end or else to its first byte of output."""
     begin = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-m", "i3lm", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        env=surroundings(threads, with_torch),
         bufsize=0,
     ) as process:
         assert process.stdout is not None
@@ -74,7 +105,13 @@ def show(result: dict[str, Any]) -> None:
         "seconds",
         ["command", "median", "spread", "target"],
         [
-            [name.removesuffix("_seconds"), *common.cells(figures, 1, 3), f"{TARGETS[name]:.2f}"]
+            [
+                name.removesuffix("_seconds"),
+                *common.cells(figures, 1, 3),
+                f"{TARGETS.get(name, '')}",
+            ]
             for name, figures in result["seconds"].items()
         ],
     )
+    for name, size in result["peak_bytes"].items():
+        print(f"{name}: {size / 1e6:.0f} MB at its peak")

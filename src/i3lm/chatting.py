@@ -6,10 +6,17 @@ from typing import Any
 
 from i3lm import exported
 from i3lm.errors import UserError
-from i3lm.generation import Model, Notify, Sampling, TextStream, ignore, make_generator, open_model
+from i3lm.generation import Model, TextStream, open_model
 from i3lm.model.window_i3 import reserve
 from i3lm.presets import TEMPERATURE, TOP_P
-from i3lm.streaming import LONGEST_CHUNK, SamplingRule, TokenText
+from i3lm.streaming import (
+    LONGEST_CHUNK,
+    Notify,
+    Sampling,
+    TokenText,
+    ignore,
+    make_generator,
+)
 from i3lm.tokenizer import EOS, INST, ChunkTokenizer
 from i3lm.tokenizer.conversation import turns
 
@@ -41,15 +48,15 @@ class Chat:
         self._tokenizer: ChunkTokenizer
         self.window: int  # the tokens that the model sees at once
         self._limit, self._notify = max_new_tokens, notify
-        self._open(model, (temperature, top_k, top_p), seed)
+        self._sampling = Sampling(temperature, top_k, top_p)
+        self._generator = make_generator(seed)
+        self._open(model)
         self.reset()
 
-    def _open(self, model: Model, rule: tuple[float, int | None, float | None], seed: Any) -> None:
+    def _open(self, model: Model) -> None:
         self._loaded = open_model(model)
         self._tokenizer = self._loaded.tokenizer
         self.window = self._loaded.network.config.max_position_embeddings
-        self._sampling = Sampling(*rule)
-        self._generator = make_generator(seed)
 
     @property
     def forgotten(self) -> int:
@@ -156,19 +163,18 @@ class Chat:
 
 
 class ExportedChat(Chat):
-    """A conversation with an exported folder; a seed gives other text than with its original."""
+    """A conversation with an exported folder."""
 
-    def _open(self, model: Any, rule: tuple[float, int | None, float | None], seed: Any) -> None:
+    def _open(self, model: Any) -> None:
         self._graphs = exported.open_exported(model)
         self._tokenizer, self.window = self._graphs.tokenizer, self._graphs.window
-        self._rule, self._numbers = SamplingRule(*rule), exported.make_generator(seed)
 
     def _answer(self, stop: Sequence[str] = ()) -> TokenText:
         return exported.follow(
             self._graphs,
             self._prompt(),
-            self._rule,
-            self._numbers,
+            self._sampling,
+            self._generator,
             max_new_tokens=self._limit,
             ends=(EOS, INST),
             stop=stop,

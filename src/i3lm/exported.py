@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import logging
+import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,15 @@ import numpy as np
 from i3lm.errors import UserError
 from i3lm.files import read_small
 from i3lm.presets import TEMPERATURE, TOP_P
-from i3lm.streaming import Notify, SamplingRule, TokenText, WindowDecoder, ignore, split_prompt
+from i3lm.streaming import (
+    Notify,
+    Sampling,
+    TokenText,
+    WindowDecoder,
+    ignore,
+    make_generator,
+    split_prompt,
+)
 from i3lm.tokenizer import EOS, INST, ChunkTokenizer
 
 PREFILL, DECODE, WEIGHTS = "prefill.onnx", "decode.onnx", "weights.bin"
@@ -172,6 +181,11 @@ def is_exported(folder: str | Path) -> bool:
     return any((Path(folder) / kind.file).is_file() for kind in KINDS)
 
 
+def needs_torch(folder: str | Path) -> bool:
+    """Say whether what runs an exported folder has its numbers from torch: ExecuTorch."""
+    return (Path(folder) / PROGRAM).is_file()
+
+
 def open_exported(folder: str | Path, threads: int | None = None) -> ExportedModel:
     """Return the model of an exported folder, of either kind; UserError as for `ExportedModel`."""
     for kind in KINDS:
@@ -208,23 +222,6 @@ class ExportedDecoder(WindowDecoder):
         self._state = None
 
 
-def pick(rule: SamplingRule, logits: np.ndarray, generator: np.random.Generator) -> int:
-    """Draw a token from logits (V,), by the rule of `i3lm.generation.Sampling`."""
-    if rule.temperature == 0:
-        return int(logits.argmax())
-    scores = (logits - logits.max()) / max(rule.temperature, 1e-30)  # not 0 in float32
-    if rule.top_k is not None and rule.top_k < len(scores):
-        scores[scores < np.partition(scores, -rule.top_k)[-rule.top_k]] = -np.inf
-    weights = np.exp(scores, dtype=np.float64)
-    order = np.argsort(-weights, kind="stable")
-    share = weights[order] / weights.sum()
-    before = share.cumsum() - share
-    if rule.top_p is not None:
-        share[before >= rule.top_p] = 0
-    ends = share.cumsum()
-    return int(order[np.searchsorted(ends, generator.random() * ends[-1], side="right")])
-
-
 Model: TypeAlias = str | Path | ExportedModel
 
 
@@ -243,7 +240,7 @@ def stream(
     """Return the continuation of a text, or the reply to chat messages, piece by piece.
 
     The arguments are those of `i3lm.generate`. At temperature 0 the tokens are those of the
-    original model; a seed gives other text than there, since numpy draws. UserError.
+    original model; a seed draws the same ones while logits differ in their last places. UserError.
     """
     opened = model if isinstance(model, ExportedModel) else open_exported(model)
     if isinstance(prompt, str):
@@ -255,7 +252,7 @@ def stream(
     return follow(
         opened,
         ids,
-        SamplingRule(temperature, top_k, top_p),
+        Sampling(temperature, top_k, top_p),
         make_generator(seed),
         max_new_tokens=max_new_tokens,
         ends=ends,
@@ -265,23 +262,18 @@ def stream(
     )
 
 
-def make_generator(seed: int | None) -> np.random.Generator:
-    """Return numpy's random numbers for a seed; others each time without one."""
-    return np.random.default_rng(None if seed is None else seed % 2**64)
-
-
 def follow(
     opened: ExportedModel,
     ids: Sequence[int],
-    rule: SamplingRule,
-    generator: np.random.Generator,
+    sampling: Sampling,
+    generator: random.Random,
     **settings: Any,
 ) -> TokenText:
     """Return the text that follows the tokens `ids`; `settings` are those of `TokenText`."""
     return TokenText(
         opened.tokenizer,
         lambda: ExportedDecoder(opened),
-        lambda logits: pick(rule, logits, generator),
+        lambda logits: sampling.pick(logits, generator),
         ids,
         **settings,
     )

@@ -4,9 +4,9 @@ Needs torch alone; transformers' `generate` gives the same tokens for the same i
 """
 
 import contextlib
+import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -21,11 +21,12 @@ from i3lm.model.network import I3Network
 from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import (
     Notify,
-    SamplingRule,
+    Sampling,
     TokenText,
     WindowDecoder,
     decode_stream,
     ignore,
+    make_generator,
     split_prompt,
     token_bytes,
 )
@@ -53,25 +54,6 @@ Model: TypeAlias = str | Path | Loaded
 def open_model(model: Model) -> Loaded:
     """Return `model` itself, or the model of that folder."""
     return model if isinstance(model, Loaded) else load_folder(model)
-
-
-@dataclass(frozen=True)
-class Sampling(SamplingRule):
-    """How the next token is drawn, from torch's random numbers."""
-
-    def pick(self, logits: Tensor, generator: torch.Generator) -> int:
-        """Draw a token from logits (V,), float32 on the CPU."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        # From the maximum down, so that no temperature overflows; none is 0 in float32.
-        logits = (logits - logits.max()) / max(self.temperature, 1e-30)
-        if self.top_k is not None and self.top_k < len(logits):
-            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[-1], -torch.inf)
-        probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)
-        if self.top_p is not None:
-            before = probabilities.cumsum(-1) - probabilities
-            probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
-        return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
 class Decoder(WindowDecoder):
@@ -134,14 +116,14 @@ class TextStream(TokenText):
         *,
         max_new_tokens: int,
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: random.Random,
         ends: Sequence[int] = (EOS,),
         stop: Sequence[str] = (),
         begin_with: bytes = b"",
         notify: Notify = ignore,
     ) -> None:
         def pick(logits: np.ndarray) -> int:
-            return sampling.pick(torch.from_numpy(logits), generator)
+            return sampling.pick(logits, generator)
 
         super().__init__(
             loaded.tokenizer,
@@ -154,18 +136,6 @@ class TextStream(TokenText):
             begin_with=begin_with,
             notify=notify,
         )
-
-
-def make_generator(seed: int | None) -> torch.Generator:
-    """Return a CPU random generator; without a seed, one that differs each time."""
-    generator = torch.default_generator.clone_state()  # `torch.Generator()` needs torch's compiler
-    if seed is None:
-        generator.seed()
-    elif -(2**63) <= seed < 2**64:
-        generator.manual_seed(seed)
-    else:
-        raise UserError(f"seed {seed} does not fit 64 bits; choose a smaller one")
-    return generator
 
 
 def stream(

@@ -1,6 +1,7 @@
-"""Text, token by token, from whatever computes logits: torch, or onnxruntime. No torch here."""
+"""Text, token by token, from whatever computes logits: a network, or a runtime. No torch here."""
 
 import codecs
+import random
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ def ignore(notice: str) -> None:
 
 
 @dataclass(frozen=True)
-class SamplingRule:
+class Sampling:
     """How the next token is drawn. Temperature 0 takes the likeliest, whatever the rest says."""
 
     temperature: float = TEMPERATURE
@@ -40,6 +41,35 @@ class SamplingRule:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def pick(self, logits: np.ndarray, generator: random.Random) -> int:
+        """Draw a token from logits (V,), float32."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        # From the maximum down, so that no temperature overflows; none is 0 in float32.
+        scores = (logits - logits.max()) / max(self.temperature, 1e-30)
+        if self.top_k is not None and self.top_k < len(scores):
+            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
+        weights = np.exp(scores, dtype=np.float64)
+        ids = np.arange(len(weights))
+        if self.top_p is not None and self.top_p < 1:
+            # Even together, those below this are not what the likeliest lack: no need to sort them.
+            ids = np.flatnonzero(weights * len(weights) >= (1 - self.top_p) * weights.sum())
+            ids = ids[np.argsort(-weights[ids], kind="stable")]
+            before = weights[ids].cumsum() - weights[ids]
+            ids = ids[before < self.top_p * weights.sum()]
+        ends = weights[ids].cumsum()
+        return int(ids[np.searchsorted(ends, generator.random() * ends[-1], side="right")])
+
+
+def make_generator(seed: int | None) -> random.Random:
+    """Return a random generator; without a seed, one that differs each time.
+
+    Python's own: numpy's takes 7 MB. UserError for a seed of more than 64 bits.
+    """
+    if seed is not None and not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed {seed} does not fit 64 bits; choose a smaller one")
+    return random.Random(None if seed is None else seed % 2**64)
 
 
 class Feeds(Protocol):

@@ -1,7 +1,9 @@
 import io
 import json
 import math
+import types
 
+import numpy as np
 import pytest
 import torch
 from cli_models import TEXT, WINDOW, with_bias
@@ -174,7 +176,7 @@ def test_broken_bytes_are_marked():
 
 
 def test_sampling_keeps_to_the_likeliest():
-    logits = torch.tensor([3.0, 2.0, 1.0, -torch.inf])
+    logits = np.array([3.0, 2.0, 1.0, -np.inf], np.float32)
     generator = make_generator(0)
 
     def drawn(**settings) -> set[int]:
@@ -185,16 +187,39 @@ def test_sampling_keeps_to_the_likeliest():
     assert drawn(temperature=1.0, top_p=0.5) == {0}
     assert drawn(temperature=1.0, top_p=0.8) == {0, 1}
     assert drawn(temperature=1e-30, top_p=None) == {0}
+    assert drawn(temperature=1e-50, top_p=None) == {0}  # 0 in float32
     assert drawn(temperature=0) == {0}
 
 
 def test_sampling_draws_by_probability():
-    logits = torch.tensor([2.0, 0.0, 1.0])
+    logits = np.array([2.0, 0.0, 1.0], np.float32)
     generator = make_generator(5)
-    counts = torch.zeros(3)
-    for _ in range(3000):
-        counts[Sampling(2.0, None, None).pick(logits, generator)] += 1
-    torch.testing.assert_close(counts / 3000, (logits / 2).softmax(0), atol=0.03, rtol=0)
+    draws = [Sampling(2.0, None, None).pick(logits, generator) for _ in range(3000)]
+    expected = torch.from_numpy(logits / 2).softmax(0).numpy()
+    assert np.bincount(draws) / 3000 == pytest.approx(expected, abs=0.03)
+
+
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40),
+    st.floats(0.05, 5),
+    st.none() | st.integers(1, 45),
+    st.none() | st.floats(0.01, 1),
+)
+def test_what_can_be_drawn_is_what_the_rule_says(values, temperature, top_k, top_p):
+    """Naively: sort all, keep the likeliest that reach p; a draw at any point gives one of them."""
+    logits = np.array(values, np.float32)
+    scores = logits / np.float32(temperature)
+    least = np.sort(scores)[-top_k] if top_k and top_k < len(scores) else -np.inf
+    weights = np.where(scores >= least, np.exp(np.float64(scores - scores.max())), 0)
+    order = np.argsort(-weights, kind="stable")
+    share = weights[order] / weights.sum()
+    before = share.cumsum() - share
+    sure, perhaps = (set(order[before < (top_p or 2) + slack]) for slack in (-1e-6, 1e-6))
+    sampling = Sampling(temperature, top_k, top_p)
+    points = np.linspace(0, 1, 400, endpoint=False)
+    drawn = {sampling.pick(logits, types.SimpleNamespace(random=lambda p=p: p)) for p in points}
+    assert drawn <= perhaps
+    assert drawn >= {i for i in sure if weights[i] / weights.sum() > 1 / 200}
 
 
 @pytest.mark.parametrize(

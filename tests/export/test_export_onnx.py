@@ -18,7 +18,6 @@ from i3lm.data import open_source, prepare
 from i3lm.errors import UserError
 from i3lm.exported import ExportedDecoder, OnnxModel
 from i3lm.exporting import measuring
-from i3lm.streaming import SamplingRule
 from i3lm.tokenizer import PAD
 
 
@@ -94,22 +93,6 @@ def test_text_is_ours(onnx_result, folder, monkeypatch):
         assert generation.generate(folder, prompt, stop=[stop], **settings) == (
             exported.generate(onnx_result["folder"], prompt, stop=[stop], **settings)
         )
-
-
-def test_draws_follow_the_rule():
-    logits = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
-    draw = np.random.default_rng(0)
-
-    def drawn(**rule) -> set[int]:
-        return {exported.pick(SamplingRule(**rule), logits.copy(), draw) for _ in range(300)}
-
-    assert drawn(temperature=0) == {1}
-    assert drawn(temperature=1, top_p=None) == {0, 1, 2, 3}
-    assert drawn(temperature=1e-50, top_p=None) == {1}  # 0 in float32
-    assert drawn(temperature=1, top_p=None, top_k=2) == {1, 3}
-    assert drawn(temperature=1, top_p=0.5) == {1, 3}
-    many = [exported.pick(SamplingRule(1.0, None, None), logits.copy(), draw) for _ in range(4000)]
-    assert np.allclose(np.bincount(many) / 4000, [0.1, 0.4, 0.2, 0.3], atol=0.03)
 
 
 def test_it_needs_no_torch(onnx_result):

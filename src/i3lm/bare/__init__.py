@@ -1,22 +1,26 @@
-"""Training without torch: its names for what training needs of it, over numpy and the C kernels.
+"""Work without torch: its names for what i3lm needs of it, over numpy and the C kernels.
 
-Where compiled calls carry a whole network forward and back (`model/whole_network.py`), torch is
-left with small things: shapes, files, a hundred additions a step. Loading it takes 180 MB, more
-than most models here with their gradients and states. So `i3lm train` puts these modules in its
-place, in a process that does nothing else. What they lack raises AttributeError; the weights that
-a run begins from are torch's but for their last places.
+Where compiled calls carry a whole network forward and back (`model/whole_network.py`), or a token
+through it (`model/decoding.py`), torch is left with small things: shapes, files, a hundred
+additions a step. Loading it takes two seconds and 180 MB, more than most models here with their
+gradients and states. So `i3lm train`, `chat` and `generate` put these modules in its place, in a
+process that does nothing else. What they lack raises AttributeError; the weights that a run begins
+from are torch's but for their last places.
 """
 
 import dataclasses
+import json
 import os
 import sys
+from pathlib import Path
 
 from i3lm.data.remote import is_remote
 from i3lm.data.sources import is_hub_name
 from i3lm.errors import UserError
+from i3lm.files import read_small
 from i3lm.launch import launch
 from i3lm.memory import is_whole
-from i3lm.native import multiplies_bfloat16
+from i3lm.native import multiplies_bfloat16, tensor_library
 from i3lm.training.config import TrainConfig
 
 WITH_TORCH = "I3LM_TORCH"  # an environment variable: 1 keeps torch
@@ -32,6 +36,14 @@ def without_torch(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, precision="bf16")
 
 
+def answer_without_torch(folder: str | Path, device: str) -> None:
+    """The same for a process that only generates text, with the model in a folder."""
+    if _may() and device == "cpu" and tensor_library() is not None and not _is_dense(folder):
+        from i3lm.bare.modules import install
+
+        install()
+
+
 def wanted() -> bool:
     """Say whether the environment asks for torch."""
     return os.environ.get(WITH_TORCH, "").lower() not in ("", "0", "no", "false", "off")
@@ -45,9 +57,7 @@ def installed() -> bool:
 def carries(config: TrainConfig) -> bool:
     """Say whether a run of this process can do without torch, which is not loaded yet."""
     return (
-        sys.platform.startswith("linux")
-        and "torch" not in sys.modules
-        and not wanted()
+        _may()
         and launch().size == 1
         and config.device == "cpu"
         and config.precision != "fp32"
@@ -57,6 +67,18 @@ def carries(config: TrainConfig) -> bool:
         and _fits(config)
         and multiplies_bfloat16()
     )
+
+
+def _may() -> bool:
+    return sys.platform.startswith("linux") and "torch" not in sys.modules and not wanted()
+
+
+def _is_dense(folder: str | Path) -> bool:
+    """Say whether factors were merged, which the compiled step does not know."""
+    try:
+        return bool(json.loads(read_small(Path(folder) / "config.json")).get("dense"))
+    except (OSError, ValueError, AttributeError, RecursionError):  # loading it says so
+        return False
 
 
 def _fits(config: TrainConfig) -> bool:

@@ -32,7 +32,7 @@ class Meta(Tensor):
 def _made(make: Callable[[tuple[int, ...], Any], np.ndarray]) -> Made:
     def run(*sizes: Any, dtype: Any = None, device: Any = None, **_: Any) -> Tensor:
         shape = types.shape_of(sizes)
-        if device is not None and Device(device) == META:
+        if (Device.usual[-1] if device is None else Device(device)) == META:
             return Meta(shape)
         if dtype == types.bfloat16:
             return Tensor(make(shape, float32)).bfloat16()
@@ -61,6 +61,11 @@ def tensor(values: Any, dtype: Any = None, **_: Any) -> Tensor:
 def from_numpy(a: np.ndarray) -> Tensor:
     """Return a tensor that shares its numbers with an array."""
     return Tensor(a)
+
+
+def full(shape: Sequence[int], value: float, **_: Any) -> Tensor:
+    """Return equal numbers: whole ones where the value is one."""
+    return Tensor(np.full(shape, value))
 
 
 def arange(*ends: int, dtype: Any = None, **_: Any) -> Tensor:
@@ -165,7 +170,8 @@ def fused_adamw_(
 # torch.nn.functional
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W^T + bias."""
-    y = multiply(types.numbers(x), types.numbers(weight).T)
+    rows = types.numbers(x).reshape(-1, x.shape[-1])  # many, so that threads share them
+    y = multiply(rows, types.numbers(weight).T).reshape(*x.shape[:-1], -1)
     return types.result(y if bias is None else y + types.numbers(bias), x, weight)
 
 
@@ -199,6 +205,7 @@ def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(K)) v for q (B, H, T, K); a mask says what may be attended."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # numpy multiplies others slowly
     scores = q.a @ k.a.swapaxes(-1, -2) * q.shape[-1] ** -0.5
     causal = np.tril(np.ones(scores.shape[-2:], bool))
     seen = causal if is_causal else array(attn_mask)

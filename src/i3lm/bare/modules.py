@@ -17,7 +17,7 @@ LAYERS = "Module ModuleList Parameter Linear Embedding LayerNorm"
 INITS = "zeros_ ones_ normal_ orthogonal_"
 FUNCTIONAL = "linear embedding pad gelu scaled_dot_product_attention"
 FUNCTIONS = (
-    "empty zeros ones empty_like zeros_like ones_like tensor from_numpy arange "
+    "empty full zeros ones empty_like zeros_like ones_like tensor from_numpy arange "
     "linspace eye exp log cos diag sigmoid isfinite lerp cat stack index_select bmm "
     "autocast is_autocast_enabled"
 )
@@ -50,8 +50,6 @@ def install() -> None:
         enable_grad=functions.Mode,
         is_grad_enabled=lambda: False,
         get_autocast_dtype=lambda device: tensor.bfloat16,
-        Generator=random.Generator,
-        default_generator=random.default_generator,
         manual_seed=random.manual_seed,
         randperm=random.randperm,
         _foreach_add_=functions.foreach_add_,
@@ -70,7 +68,7 @@ def install() -> None:
         distributed=_module("torch.distributed"),
         jit=_module("torch.jit", is_tracing=lambda: False),
         linalg=_module("torch.linalg", solve=functions.solve),
-        overrides=_module("torch.overrides", TorchFunctionMode=object),
+        overrides=_module("torch.overrides", TorchFunctionMode=functions.Mode),
         special=_module("torch.special", erfc=functions.erfc),
         _C=_module("torch._C", _len_torch_dispatch_stack=lambda: 0, _functorch=inner),
     )

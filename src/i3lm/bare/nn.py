@@ -17,6 +17,10 @@ class Parameter(Tensor):
 
     def __init__(self, data: Tensor, requires_grad: bool = True) -> None:
         super().__init__(data.a)
+        self.device, self.is_cpu, self.is_meta = data.device, data.is_cpu, data.is_meta
+
+
+_KINDS = ("_parameters", "_modules", "_buffers")
 
 
 class Module:
@@ -41,11 +45,15 @@ class Module:
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        for kind in ("_parameters", "_modules"):
+        for kind in _KINDS:
             found = self.__dict__.get(kind, {})
             if name in found:
                 return found[name]
         raise AttributeError(f"{type(self).__name__} has no {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        for kind in _KINDS:
+            self.__dict__[kind].pop(name, None)
 
     def __call__(self, *arguments: Any, **settings: Any) -> Any:
         """Return what the part gives for these."""
@@ -72,6 +80,34 @@ class Module:
     def parameters(self) -> Iterator[Parameter]:
         """Yield parameters."""
         return (parameter for _, parameter in self.named_parameters())
+
+    def register_buffer(self, name: str, x: Tensor) -> None:
+        """Keep a tensor that is saved and not trained."""
+        self._buffers[name] = x
+
+    def register_forward_pre_hook(self, hook: Callable) -> None:
+        """Keep a function that is told of each call. Nothing calls it: what has one has a shape."""
+        self._forward_pre_hooks[len(self._forward_pre_hooks)] = hook
+
+    def register_forward_hook(self, hook: Callable, **_: Any) -> None:
+        """The same, for after the call."""
+        self._forward_hooks[len(self._forward_hooks)] = hook
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by their paths."""
+        return {
+            f"{path}.{name}" if path else name: x
+            for path, module in self.named_modules()
+            for name, x in (module._parameters | module._buffers).items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor], assign: bool) -> None:
+        """Take numbers for all parameters, whose own are gone."""
+        assert assign
+        for name, parameter in self.named_parameters():
+            x = state[name]
+            parameter.a = x.a
+            parameter.device, parameter.is_cpu, parameter.is_meta = x.device, x.is_cpu, x.is_meta
 
     def apply(self, function: Callable[["Module"], Any]) -> "Module":
         """Call a function with each part, the smallest first."""
@@ -152,28 +188,31 @@ class LayerNorm(Module):
 
     def reset_parameters(self) -> None:
         """Begin at gain 1 and bias 0."""
-        self.weight.a.fill(1)
-        self.bias.a.fill(0)
+        ones_(self.weight)
+        zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x (..., D)."""
         return functions.layer_norm(x, self.weight, self.bias, self.eps)
 
 
-# torch.nn.init
+# torch.nn.init. What has nothing but a shape stays as it is.
 def zeros_(x: Tensor) -> Tensor:
     """Fill with 0."""
-    return x.zero_()
+    return x if x.is_meta else x.zero_()
 
 
 def ones_(x: Tensor) -> Tensor:
     """Fill with 1."""
-    x.a.fill(1)
+    if not x.is_meta:
+        x.a.fill(1)
     return x
 
 
 def normal_(x: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fill with normal numbers."""
+    if x.is_meta:
+        return x
     x.a[...] = default_generator.normal(x.numel()).reshape(x.shape) * np.float32(std) + mean
     return x
 

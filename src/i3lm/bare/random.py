@@ -13,20 +13,20 @@ LANES = 16  # numbers that are drawn together
 class Generator:
     """A source of random numbers."""
 
+    _source: "np.random.RandomState | None"
+
     def __init__(self) -> None:
         self.manual_seed(0)
 
     def manual_seed(self, seed: int) -> "Generator":
         """Begin anew."""
-        self._source = np.random.RandomState(seed % 2**32)
+        self._seed, self._source = seed % 2**32, None
         return self
-
-    def clone_state(self) -> "Generator":
-        """Return another one, at its beginning."""
-        return Generator()
 
     def words(self, count: int) -> np.ndarray:
         """Return whole numbers of 32 bits."""
+        if self._source is None:  # not before: numpy's random numbers take 7 MB
+            self._source = np.random.RandomState(self._seed)
         return self._source.randint(0, 2**32, count, np.uint32)
 
     def normal(self, count: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A tensor in memory: what training asks of torch's between two kernels, over a numpy array."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Size(tuple):
 class Device:
     """Where a tensor is: in memory, or, of one that has nothing but a shape, "meta"."""
 
+    usual: ClassVar[list["Device"]] = []  # where new tensors are: the last one's place
+
     def __init__(self, kind: "str | Device") -> None:
         self.type: str = kind.type if isinstance(kind, Device) else kind
         if self.type not in ("cpu", "meta"):
@@ -39,8 +41,16 @@ class Device:
     def __repr__(self) -> str:
         return f"device(type={self.type!r})"
 
+    def __enter__(self) -> None:
+        """Let new tensors be there until the block ends."""
+        Device.usual.append(self)
+
+    def __exit__(self, *_: object) -> None:
+        Device.usual.pop()
+
 
 CPU, META = Device("cpu"), Device("meta")
+Device.usual.append(CPU)
 
 
 def array(x: Any) -> Any:
@@ -181,6 +191,10 @@ class Tensor:
     def transpose(self, one: int, two: int) -> "Tensor":
         """Return it with two sizes exchanged."""
         return Tensor(self.a.swapaxes(one, two))
+
+    def tril(self) -> "Tensor":
+        """Return a copy with zeros above the diagonals of its matrices."""
+        return Tensor(np.tril(self.a))
 
     def split(self, sizes: int | Sequence[int], axis: int = 0) -> list["Tensor"]:
         """Return its parts of these sizes."""

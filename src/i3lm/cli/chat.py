@@ -39,8 +39,12 @@ def command(model: str, prompt: str | None, device: str, as_json: bool, **settin
     if as_json and prompt is None:
         raise UserError("--json answers one message; give it with -p TEXT")
     message = None if prompt is None else text_or_stdin(prompt)
+    from i3lm.bare import answer_without_torch
+    from i3lm.exported import is_exported, needs_torch
+
+    if not needs_torch(model):
+        answer_without_torch(model, device)
     from i3lm.chatting import Chat, ExportedChat
-    from i3lm.exported import is_exported
     from i3lm.folder import load_folder
 
     notes: list[str] = []

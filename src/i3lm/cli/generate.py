@@ -58,6 +58,9 @@ def _stream(model: str, prompt: str, device: str, settings: dict[str, Any]) -> A
 
     if exported.is_exported(model):
         return exported.stream(model, prompt, **settings)
+    from i3lm.bare import answer_without_torch
+
+    answer_without_torch(model, device)
     from i3lm.folder import load_folder
     from i3lm.generation import stream
 

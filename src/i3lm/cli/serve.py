@@ -75,6 +75,9 @@ def command(
         import uvicorn  # noqa: F401
     except ImportError:
         raise UserError("i3lm serve needs two packages; pip install 'i3lm[serve]'") from None
+    from i3lm.bare import answer_without_torch
+
+    answer_without_torch(model, settings["device"])
     from i3lm.serving.server import serve
 
     def ready(url: str, facts: dict[str, Any], local: bool) -> None:
