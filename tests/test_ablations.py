@@ -212,3 +212,15 @@ def test_balance_keeps_products_and_halves_them_evenly(corpus, monkeypatch):
 
 def stopped(trainer):
     raise InterruptedError
+
+
+@pytest.mark.parametrize("name", ["gpt-muon", "gpt-adamw"])
+def test_the_gpt_takes_dropout_and_decay(corpus, name):
+    as_it_is, both = trained(name, corpus), trained(f"{name}+decay=20+dropout=0", corpus)
+    assert both.norm() < as_it_is.norm()
+    assert not torch.equal(trained(f"{name}+dropout=0.5", corpus), as_it_is)
+    for change in ("heads=2", "decay=1+table=1"):
+        with pytest.raises(UserError, match=r"\+dropout and \+decay for the GPT"):
+            trained(f"{name}+{change}", corpus)
+    with pytest.raises(UserError, match=r"\+dropout and \+decay for the GPT"):
+        trained("published+decay=1", corpus)

@@ -4,7 +4,7 @@ A contender is written NAME or NAME:RATE, RATE being the peak rate of its matric
 takes NAME:RATE,RATE, the second for what AdamW trains. For ablations i3lm takes changes of its
 recipe, as i3lm+table=0.005+flat=0.2 or i3lm+heads=4 (see ablations.py), and other placements of low
 rank, as i3lm@down (see placement.py). The GPT takes +dropout=0.2, which also hides that share of
-its input tokens, as ours does.
+its input tokens, as ours does, and +decay=0.1, of its matrices.
 """
 
 import contextlib
@@ -105,7 +105,8 @@ def build(
     sizes = config.architecture(len(corpus.tokenizer))
     if kind == OURS:
         return _ours(config, corpus, sizes, placed, changes)
-    share = _gpt_dropout(kind, placed, changes)
+    changed = _gpt_changes(kind, placed, changes)
+    share = changed.get("dropout", 0.0)
     hiding = dataclasses.replace(config, dropout=share)
     width = sizes.max_position_embeddings
     if kind.startswith("published"):
@@ -121,6 +122,8 @@ def build(
         optimizer: Optimizer = _muon(network, lr, rest_lr)
     else:
         optimizer = _adamw(network, lr)
+    if "decay" in changed:
+        optimizer.groups[0].weight_decay = changed["decay"]
     loader = Loader(corpus.train, width, batch, seed)
 
     def steps(budget: Budget) -> Iterator[Progress]:
@@ -131,11 +134,11 @@ def build(
     return Contender(Scored(network, sizes), steps, settings)
 
 
-def _gpt_dropout(kind: str, placed: str, changes: list[str]) -> float:
-    name, _, share = changes[0].partition("=") if changes else ("dropout", "", "0")
-    if placed or len(changes) > 1 or name != "dropout" or (changes and not kind.startswith("gpt")):
-        raise UserError(f"changes and placements are for {OURS}, and +dropout for the GPT")
-    return float(share)
+def _gpt_changes(kind: str, placed: str, changes: list[str]) -> dict[str, float]:
+    found = dict(change.partition("=")[::2] for change in changes)
+    if placed or found.keys() - {"dropout", "decay"} or (found and not kind.startswith("gpt")):
+        raise UserError(f"changes and placements are for {OURS}, +dropout and +decay for the GPT")
+    return {name: float(value) for name, value in found.items()}
 
 
 def _ours(
