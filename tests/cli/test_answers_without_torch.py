@@ -1,5 +1,6 @@
-"""`i3lm chat` and `generate` say without torch what they say with it."""
+"""`i3lm chat`, `generate` and `eval` say without torch what they say with it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,21 @@ def test_a_conversation(folder):
     ]
     assert found[0].returncode == 0, found[0].stderr
     assert found[0].stdout == found[1].stdout
+
+
+def test_the_same_score(model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat with the other hat, was it not?\n" * 12)
+    line = ["eval", model, "--data", text, "--json"]
+    bare, torch = said(*line), said(*line, with_torch=True)
+    found, wanted = (json.loads(out) for out, *_ in (bare, torch))
+    for figures in found, wanted:
+        del figures["seconds"]
+    bits = [figures.pop("bits_per_character") for figures in (found, wanted)]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-5)
+    assert found.keys() == wanted.keys()
+    assert found["tokens"] == wanted["tokens"] > 100
+    assert bare[2:] + torch[2:] == (False, True)
 
 
 def test_what_needs_torch_loads_it(folder, tmp_path):

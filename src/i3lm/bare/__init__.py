@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from i3lm.data.remote import is_remote
@@ -36,9 +37,10 @@ def without_torch(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, precision="bf16")
 
 
-def answer_without_torch(folder: str | Path, device: str) -> None:
-    """The same for a process that only generates text, with the model in a folder."""
-    if _may() and device == "cpu" and tensor_library() is not None and not _is_dense(folder):
+def answer_without_torch(folder: str | Path, device: str, data: Sequence[str] = ()) -> None:
+    """The same for a process that only runs the model in a folder, or scores these data by it."""
+    plain = not any(map(_needs_torch, data)) and not _is_dense(folder)
+    if _may() and device == "cpu" and tensor_library() is not None and plain:
         from i3lm.bare.modules import install
 
         install()
@@ -63,7 +65,7 @@ def carries(config: TrainConfig) -> bool:
         and config.precision != "fp32"
         and not config.compile
         and config.qat_bits is None
-        and not any(is_hub_name(data) or is_remote(data) for data in config.data)  # ask for torch
+        and not any(map(_needs_torch, config.data))
         and _fits(config)
         and multiplies_bfloat16()
     )
@@ -71,6 +73,10 @@ def carries(config: TrainConfig) -> bool:
 
 def _may() -> bool:
     return sys.platform.startswith("linux") and "torch" not in sys.modules and not wanted()
+
+
+def _needs_torch(data: str) -> bool:
+    return is_hub_name(data) or is_remote(data)  # libraries that look for torch
 
 
 def _is_dense(folder: str | Path) -> bool:

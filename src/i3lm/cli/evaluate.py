@@ -93,6 +93,9 @@ def command(
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         _tasks(model, names, device, as_json, chat=chat, batch=settings["batch"], **more)
         return
+    from i3lm.bare import answer_without_torch
+
+    answer_without_torch(model, device, data)
     from i3lm.evaluation import evaluate
     from i3lm.folder import load_folder
 
