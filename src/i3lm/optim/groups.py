@@ -17,7 +17,7 @@ RATES = {
     "adamw": {"matrix": 3e-3, "table": 3e-3, "vector": 3e-3},
     "lion": {"matrix": 3e-4, "table": 3e-4, "vector": 3e-4},
 }
-DECAYS = {"muon": 0.01, "adamw": 0.1, "lion": 1.0}
+DECAYS = {"muon": 0.1, "adamw": 0.1, "lion": 1.0}  # of matrices
 OPTIMIZERS = tuple(RATES)
 
 
