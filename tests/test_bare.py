@@ -166,7 +166,7 @@ def test_what_is_made_in_bfloat16_has_its_numbers():
 
 
 def test_bfloat16_rounds_as_torch_does():
-    mine, theirs = both(np.random.default_rng(0), 999)
+    mine, theirs = both(np.random.default_rng(0), 3 * tensor.IN_CACHE + 7)
     mine.a[:3] = theirs.numpy()[:3] = 1 + 2**-8, 1 + 3 * 2**-8, -0.0
     assert np.array_equal(
         mine.bfloat16().a.view("<u2"), theirs.bfloat16().view(torch.int16).numpy().view("<u2")
@@ -210,6 +210,35 @@ def test_operations_are_those_of_torch(name):
     found = OPERATIONS[name](namespace, x, y)
     assert found.shape == wanted.shape
     assert np.allclose(found.a, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 127, 128, 300])
+@pytest.mark.parametrize("kind", ["causal", "mask", "all"])
+def test_attention_in_blocks_is_that_of_float64(steps, kind):
+    """Queries, keys and values with strides, as heads are cut out of rows; later queries alone."""
+    rng = np.random.default_rng(steps)
+    keys = steps if kind == "causal" else steps + 7
+    q, k, v = (
+        tensor.Tensor(rng.standard_normal((2, n, 3, 8)).astype(np.float32)).transpose(1, 2)
+        for n in (steps, keys, keys)
+    )
+    mask = np.tril(np.ones((steps, keys), bool), keys - steps)
+    scores = q.a.astype(np.float64) @ k.a.swapaxes(-1, -2) / 8**0.5
+    if kind != "all":
+        scores[..., ~mask] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    wanted = weights / weights.sum(-1, keepdims=True) @ v.a
+    given = {"causal": {"is_causal": True}, "mask": {"attn_mask": tensor.Tensor(mask)}, "all": {}}
+    found = functions.scaled_dot_product_attention(q, k, v, **given[kind])
+    assert found.shape == wanted.shape
+    assert np.allclose(found.a, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_of_what_overflows_is_no_number():
+    x = tensor.Tensor(np.array([[1e30, 2e30, 0], [1, 2, 3]], np.float32))
+    with np.errstate(all="ignore"):  # as `install` says
+        found = nn.LayerNorm(3)(x)
+    assert found.isnan().tolist() == [[True] * 3, [False] * 3]
 
 
 def stand_in():

@@ -20,6 +20,7 @@ from i3lm.model.decoding import CompiledStep, Pace
 from i3lm.model.network import I3Network
 from i3lm.presets import TEMPERATURE, TOP_P
 from i3lm.streaming import (
+    NO_NUMBERS,
     Notify,
     Sampling,
     TokenText,
@@ -75,7 +76,7 @@ class Decoder(WindowDecoder):
         """Return the logits (V,) after `ids`, float32 on the CPU. At most a window of them."""
         logits = self._last_logits(self._within_window(ids))
         if logits.isnan().any():
-            raise UserError("the model's output is not a number; train it anew at a lower rate")
+            raise UserError(NO_NUMBERS)
         return logits
 
     def _held(self) -> int:

@@ -1,6 +1,7 @@
 """Text, token by token, from whatever computes logits: a network, or a runtime. No torch here."""
 
 import codecs
+import operator
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from i3lm.tokenizer.rule import FIRST_BYTE, FIRST_CHUNK
 
 Notify = Callable[[str], None]
 LONGEST_CHUNK = 3  # characters
+NO_NUMBERS = "the model's output is not a number; train it anew at a lower rate"
 MOST_TEMPERATURE = 1000
 
 
@@ -67,6 +69,7 @@ def make_generator(seed: int | None) -> random.Random:
 
     Python's own: numpy's takes 7 MB. UserError for a seed of more than 64 bits.
     """
+    seed = None if seed is None else operator.index(seed)  # numpy's integers are seeds, too
     if seed is not None and not -(2**63) <= seed < 2**64:
         raise UserError(f"seed {seed} does not fit 64 bits; choose a smaller one")
     return random.Random(None if seed is None else seed % 2**64)
@@ -203,6 +206,8 @@ class TokenText(Iterator[str]):
                 only = np.full_like(logits, -np.inf)
                 only[fitting] = logits[fitting]
                 logits = only
+            if not np.isfinite(logits.max()):
+                raise UserError(NO_NUMBERS)
             token = pick(logits)
             if token in self._ends:
                 self.finish_reason = "eos"

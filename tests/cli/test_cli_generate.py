@@ -97,6 +97,23 @@ def test_instruction_ends_a_reply(loaded):
     assert text.finish_reason == "eos"
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_logits_that_are_no_numbers(loaded, temperature, value):
+    """One that is infinite, or none that is finite: nothing can be drawn."""
+    tokens = [7] if value == math.inf else range(len(loaded.tokenizer))
+    broken = loaded
+    for token in tokens:
+        broken = with_bias(broken, token, value)
+    with pytest.raises(UserError, match="not a number"):
+        i3lm.generate(broken, "the", max_new_tokens=3, temperature=temperature)
+
+
+def test_numpys_integers_are_seeds(loaded):
+    texts = [i3lm.generate(loaded, "the", max_new_tokens=9, seed=s) for s in (5, np.int64(5))]
+    assert texts[0] == texts[1]
+
+
 def test_stop_strings(loaded):
     whole = i3lm.generate(loaded, "the", max_new_tokens=60, temperature=0)
     stop = whole[9:14]

@@ -14,6 +14,7 @@ from i3lm.bare.tensor import META, Device, Tensor, array, float32
 from i3lm.native import tensor_call
 
 Made = Callable[..., Tensor]
+QUERIES = 128  # whose scores are there at once
 
 
 class Meta(Tensor):
@@ -197,7 +198,9 @@ def gelu(x: Tensor) -> Tensor:
 def layer_norm(x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
     """Return the rows with mean 0 and variance 1, times `gain`, plus `shift`."""
     centred = x.a - x.a.mean(-1, keepdims=True)
-    scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+    variance = (centred**2).mean(-1, keepdims=True)
+    variance[~np.isfinite(variance)] = np.nan  # what overflows must not end as zeros
+    scale = 1 / np.sqrt(variance + eps)
     return Tensor(centred * scale * gain.a + shift.a)
 
 
@@ -205,14 +208,28 @@ def scaled_dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(K)) v for q (B, H, T, K); a mask says what may be attended."""
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # numpy multiplies others slowly
-    scores = q.a @ k.a.swapaxes(-1, -2) * q.shape[-1] ** -0.5
-    causal = np.tril(np.ones(scores.shape[-2:], bool))
-    seen = causal if is_causal else array(attn_mask)
-    if seen is not None:
-        scores = np.where(seen, scores, -np.inf)
-    scores = np.exp(scores - scores.max(-1, keepdims=True))
-    return Tensor((scores / scores.sum(-1, keepdims=True)).astype(np.float32) @ v.a)
+    heads, steps = q.shape[:-2], q.shape[-2]
+    # Heads first, for threads to share; contiguous, since numpy multiplies others slowly.
+    flat_q, flat_k, flat_v = (
+        np.ascontiguousarray(t.a.reshape(-1, *t.shape[-2:])) for t in (q, k, v)
+    )
+    mask = array(attn_mask)
+    out = np.empty((*flat_q.shape[:-1], v.shape[-1]), np.float32)
+    for begin in range(0, steps, QUERIES):  # all scores at once would be (H, T, T) numbers
+        end = min(begin + QUERIES, steps)
+        keys = end if is_causal else k.shape[-2]
+        scores = multiply(flat_q[:, begin:end], flat_k[:, :keys].swapaxes(1, 2))
+        scores *= np.float32(q.shape[-1] ** -0.5)
+        if is_causal:
+            scores[:, np.arange(keys) > np.arange(begin, end)[:, None]] = -np.inf
+        elif mask is not None:
+            whole = scores.reshape(*heads, end - begin, keys)
+            whole[~np.broadcast_to(mask, (*heads, steps, keys))[..., begin:end, :]] = -np.inf
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(-1, keepdims=True)
+        out[:, begin:end] = multiply(scores, flat_v[:, :keys])
+    return Tensor(out.reshape(*heads, steps, -1))
 
 
 def bmm(x: Tensor, y: Tensor) -> Tensor:

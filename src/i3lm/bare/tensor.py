@@ -11,6 +11,7 @@ from i3lm.native import tensor_call
 float64, float32, float16 = np.dtype("f8"), np.dtype("f4"), np.dtype("f2")
 int64, int32, int8, uint8 = np.dtype("i8"), np.dtype("i4"), np.dtype("i1"), np.dtype("u1")
 bool_ = np.dtype("?")
+IN_CACHE = 1 << 14  # numbers whose intermediate results stay in a core's cache
 bfloat16 = np.dtype([("bfloat16", "<u2")])  # numpy has none; the kernels read its bits
 
 
@@ -332,9 +333,12 @@ def converted(x: Any, dtype: np.dtype) -> Tensor:
         a = (a.view("<u2").astype("<u4") << 16).view("<f4")
         return Tensor(a if dtype == float32 else a.astype(dtype))
     if dtype == bfloat16:
-        bits = np.ascontiguousarray(a, "<f4").view("<u4")
-        bits = bits + 0x7FFF + (bits >> 16 & 1) >> 16
-        return Tensor(bits.astype("<u2").view(bfloat16))
+        bits = np.ascontiguousarray(a, "<f4").view("<u4").reshape(-1)
+        rounded = np.empty(bits.size, "<u2")
+        for begin in range(0, bits.size, IN_CACHE):
+            part = bits[begin : begin + IN_CACHE]
+            rounded[begin : begin + IN_CACHE] = part + 0x7FFF + (part >> 16 & 1) >> 16
+        return Tensor(rounded.view(bfloat16).reshape(a.shape))
     return Tensor(a.astype(dtype))
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from i3lm.chatting import Message, open_chat
@@ -78,6 +79,12 @@ class Job(AsyncIterator[str]):
         self.future.cancel()
 
 
+def _begin_thread(threads: int) -> None:
+    """Prepare a thread that generates: numpy's setting, as OpenMP's, is a thread's own."""
+    torch.set_num_threads(threads)
+    np.seterr(all="ignore")  # what is not finite is found in the logits
+
+
 class Engine:
     """Runs requests on `workers` threads; at most `queue` wait, more are refused with `Busy`.
 
@@ -90,7 +97,7 @@ class Engine:
         self._limit, self._accepted = workers + queue, 0
         self._lock, self._stopping = threading.Lock(), threading.Event()
         threads = max(1, torch.get_num_threads() // workers)
-        self._pool = ThreadPoolExecutor(workers, "generate", torch.set_num_threads, (threads,))
+        self._pool = ThreadPoolExecutor(workers, "generate", _begin_thread, (threads,))
         loaded.tokenizer.encode("")  # makes its tables, before threads would
 
     @property
