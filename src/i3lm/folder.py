@@ -23,6 +23,7 @@ from i3lm.tokenizer import BOS, EOS, INST, PAD, ChunkTokenizer
 
 if TYPE_CHECKING:
     from i3lm.chatting import Chat
+    from i3lm.model.decoding import CompiledStep
 
 CODE = (
     "cache_i3.py",
@@ -58,6 +59,7 @@ class Loaded:
     tokenizer: ChunkTokenizer
     architecture: Architecture
     weight_bits: int = 32  # of a number of the matrices in the folder; in memory they are float32
+    step: "CompiledStep | None" = None  # of weights that nobody changes: `generation.settled`
 
     def chat(self, messages: str | Sequence[dict[str, str]], **settings: Any) -> str:
         """Return the model's answer; `i3lm.chat` says what `messages` and `settings` may be."""

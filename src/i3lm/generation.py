@@ -4,6 +4,7 @@ Needs torch alone; transformers' `generate` gives the same tokens for the same i
 """
 
 import contextlib
+import dataclasses
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -57,18 +58,27 @@ def open_model(model: Model) -> Loaded:
     return model if isinstance(model, Loaded) else load_folder(model)
 
 
+def settled(loaded: Loaded) -> Loaded:
+    """Return the same with what each text needs of the weights made once, 2 bytes a number.
+
+    For a model that nobody trains any more: later changes of its weights are not seen.
+    """
+    fits = CompiledStep.fits(loaded.network)
+    return dataclasses.replace(loaded, step=CompiledStep(loaded.network)) if fits else loaded
+
+
 class Decoder(WindowDecoder):
     """Feeds tokens to a network, which remembers its window of them.
 
     Past the window it reads the newest half window anew and goes on from there; `moved` tells.
     """
 
-    def __init__(self, network: I3Network) -> None:
+    def __init__(self, network: I3Network, step: CompiledStep | None = None) -> None:
         super().__init__(network.config.max_position_embeddings)
         self.network = network
         self._device = next(network.parameters()).device
         self._states = network.new_states()
-        self._step = CompiledStep(network) if CompiledStep.fits(network) else None
+        self._step = step or (CompiledStep(network) if CompiledStep.fits(network) else None)
         self._pace = Pace(torch.get_num_threads())
 
     @torch.inference_mode()
@@ -128,7 +138,7 @@ class TextStream(TokenText):
 
         super().__init__(
             loaded.tokenizer,
-            lambda: Decoder(loaded.network),
+            lambda: Decoder(loaded.network, loaded.step),
             pick,
             ids,
             max_new_tokens=max_new_tokens,

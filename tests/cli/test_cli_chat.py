@@ -7,6 +7,8 @@ from cli_models import WINDOW, with_bias
 import i3lm
 from i3lm.chatting import Chat
 from i3lm.errors import UserError
+from i3lm.generation import settled
+from i3lm.model.decoding import CompiledStep
 from i3lm.model.window_i3 import RESERVE
 from i3lm.tokenizer import EOS
 
@@ -172,3 +174,15 @@ def test_a_mistake_in_a_conversation_does_not_end_it(run, folder, monkeypatch):
     code, _, err = run("chat", folder, "--max-new-tokens", 3)
     assert code == 0
     assert "the system message fills" in err
+
+
+def test_a_settled_model_says_the_same(loaded):
+    """Its weights are narrowed once, whatever the replies."""
+    once = settled(loaded)
+    assert (once.step is None) == (not CompiledStep.fits(loaded.network))
+    for seed in range(3):
+        replies = [
+            i3lm.chat(model, "the cat", seed=seed, max_new_tokens=20) for model in (loaded, once)
+        ]
+        assert replies[0] == replies[1]
+    assert settled(once).network is loaded.network

@@ -46,13 +46,14 @@ def command(model: str, prompt: str | None, device: str, as_json: bool, **settin
         answer_without_torch(model, device)
     from i3lm.chatting import Chat, ExportedChat
     from i3lm.folder import load_folder
+    from i3lm.generation import settled
 
     notes: list[str] = []
     notify = notes.append if as_json else note
     if is_exported(model):
         chat: Chat = ExportedChat(model, notify=notify, **settings)
     else:
-        chat = Chat(load_folder(model, device), notify=notify, **settings)
+        chat = Chat(settled(load_folder(model, device)), notify=notify, **settings)
     if message is None:
         from i3lm.cli.conversation import Conversation
 

@@ -14,7 +14,7 @@ import torch
 
 from i3lm.chatting import Message, open_chat
 from i3lm.folder import Loaded
-from i3lm.generation import stream
+from i3lm.generation import settled, stream
 from i3lm.streaming import TokenText
 
 
@@ -93,7 +93,7 @@ class Engine:
     """
 
     def __init__(self, loaded: Loaded, *, workers: int, queue: int, seconds: float) -> None:
-        self.loaded, self._seconds, self._workers = loaded, seconds, workers
+        self.loaded, self._seconds, self._workers = settled(loaded), seconds, workers
         self._limit, self._accepted = workers + queue, 0
         self._lock, self._stopping = threading.Lock(), threading.Event()
         threads = max(1, torch.get_num_threads() // workers)
