@@ -2,10 +2,10 @@
 
 Where compiled calls carry a whole network forward and back (`model/whole_network.py`), or a token
 through it (`model/decoding.py`), torch is left with small things: shapes, files, a hundred
-additions a step. Loading it takes two seconds and 180 MB, more than most models here with their
-gradients and states. So `i3lm train`, `chat` and `generate` put these modules in its place, in a
-process that does nothing else. What they lack raises AttributeError; the weights that a run begins
-from are torch's but for their last places.
+additions a step. Loading it takes 180 MB, more than most models here with their gradients and
+states, and longer than a short answer. So `i3lm train`, `chat`, `generate`, `serve` and `eval` put
+these modules in its place, in a process that does nothing else. What they lack raises
+AttributeError; the weights that a run begins from are torch's but for their last places.
 """
 
 import dataclasses
