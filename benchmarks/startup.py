@@ -108,7 +108,7 @@ def show(result: dict[str, Any]) -> None:
             [
                 name.removesuffix("_seconds"),
                 *common.cells(figures, 1, 3),
-                f"{TARGETS.get(name, '')}",
+                f"{TARGETS[name]:.2f}" if name in TARGETS else "",
             ]
             for name, figures in result["seconds"].items()
         ],

@@ -63,8 +63,11 @@ def settled(loaded: Loaded) -> Loaded:
 
     For a model that nobody trains any more: later changes of its weights are not seen.
     """
-    fits = CompiledStep.fits(loaded.network)
-    return dataclasses.replace(loaded, step=CompiledStep(loaded.network)) if fits else loaded
+    return dataclasses.replace(loaded, step=_step_of(loaded.network))
+
+
+def _step_of(network: I3Network) -> CompiledStep | None:
+    return CompiledStep(network) if CompiledStep.fits(network) else None
 
 
 class Decoder(WindowDecoder):
@@ -78,7 +81,7 @@ class Decoder(WindowDecoder):
         self.network = network
         self._device = next(network.parameters()).device
         self._states = network.new_states()
-        self._step = step or (CompiledStep(network) if CompiledStep.fits(network) else None)
+        self._step = step or _step_of(network)
         self._pace = Pace(torch.get_num_threads())
 
     @torch.inference_mode()
