@@ -6,8 +6,16 @@ import gc
 import pytest
 import torch
 
+from i3lm.errors import UserError
 from i3lm.model import whole_layer
 from i3lm.training import hardware
+
+
+@pytest.mark.parametrize("name", ["meta", "nonsense"])
+def test_a_device_that_cannot_train_is_refused(name):
+    """torch knows "meta", whose tensors have shapes and no numbers."""
+    with pytest.raises(UserError, match=f"--device {name} is not to be had here; use --device cpu"):
+        hardware.choose_device(name)
 
 
 def test_memory_is_left_as_it_was(monkeypatch):

@@ -26,7 +26,7 @@ def choose_device(name: str, number: int = 0) -> torch.device:
     name = f"{name}:{number}" if name == "cuda" and number else name
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).tolist()  # "meta" has shapes and no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"--device {name} is not to be had here; use --device cpu") from None
     return device
