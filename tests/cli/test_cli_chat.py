@@ -169,6 +169,17 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(run, folder, monkeypatch):
     assert (code, out, replies) == (0, "begun\nbegun\n", ["one", "two"])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [("a\\\nb", "a\nb"), ("a\\", "a"), ("a\\\n", "a"), ("\\", None)]
+)
+def test_a_message_that_ends_with_the_input_is_said(run, folder, monkeypatch, text, said):
+    replies = []
+    monkeypatch.setattr(Chat, "reply", lambda self, text: iter(replies.append(text) or ["so"]))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    code, _, _ = run("chat", folder)
+    assert (code, replies) == (0, [] if said is None else [said])
+
+
 def test_a_mistake_in_a_conversation_does_not_end_it(run, folder, monkeypatch):
     say(monkeypatch, "/system " + "the cat sat " * 20, "hat", "/system", "hat")
     code, _, err = run("chat", folder, "--max-new-tokens", 3)

@@ -1,5 +1,6 @@
 """The compiled passes of a training step against float64, at odd sizes and in both precisions."""
 
+import dataclasses
 import sys
 import warnings
 from pathlib import Path
@@ -202,9 +203,9 @@ def gradients(network: I3Network, inputs: torch.Tensor, low: bool = False) -> di
     return {name: p.grad.clone() for name, p in network.named_parameters()}
 
 
-def random_network() -> I3Network:
+def random_network(**changes: int) -> I3Network:
     torch.manual_seed(3)
-    network = I3Network(SIZES)
+    network = I3Network(dataclasses.replace(SIZES, **changes))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -224,6 +225,18 @@ def test_a_step_in_bfloat16_is_as_near_the_truth_as_autocast(monkeypatch):
             assert error(mine[name], truth[name]) < 1.5 * error(plain[name], truth[name]) + 0.005, (
                 name
             )
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
+def test_more_states_than_the_kernel_holds(low):
+    """256 states fit; with more torch goes on, and gradients are as near as with fewer."""
+    states = kernels.MAX_STATES + 1
+    network, inputs = random_network(state_size=states), torch.randint(0, 50, (2, 45))
+    mine = gradients(network, inputs, low)
+    truth = gradients(network.double(), inputs)
+    for name in truth:
+        if not name.endswith("k_up.bias"):
+            assert error(mine[name], truth[name]) < (0.05 if low else 1e-4), name
 
 
 def test_a_second_way_back_gives_the_same():

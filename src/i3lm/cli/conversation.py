@@ -174,7 +174,10 @@ def _lines(prompt: str) -> str:
     lines = [input(prompt)]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
-        lines.append(input("… " if prompt else ""))
+        try:
+            lines.append(input("… " if prompt else ""))
+        except EOFError:  # what was written is still said
+            break
     return "\n".join(lines)
 
 

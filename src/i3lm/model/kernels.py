@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from i3lm.model import ops_i3
 from i3lm.native import multiplies_bfloat16, tensor_call
 
 ROWS, MAX_STATES = 32, 256  # as in native/tensor.c
@@ -193,8 +194,11 @@ def ema_backward(
 
 def scan_states(u: Tensor, columns: Tensor, state: Tensor, reverse: bool = False) -> Tensor:
     """Run s_t = M s_(t-1) + u_t; `columns` is M transposed, `state` (B, N) is updated."""
-    if u.shape[2] > MAX_STATES:
-        raise ValueError(f"the kernel holds at most {MAX_STATES} states, not {u.shape[2]}")
+    if u.shape[2] > MAX_STATES:  # C keeps a state on its stack
+        with torch.autocast("cpu", enabled=False):  # sums over all time stay float32
+            out = ops_i3.scan_states(u.flip(1) if reverse else u, columns.t(), state)
+        state.copy_(out[:, -1])
+        return out.flip(1) if reverse else out
     out = torch.empty_like(u)
     tensor_call("i3_state_scan", *u.shape, columns, u, state, out, int(reverse))
     return out
