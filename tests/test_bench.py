@@ -149,7 +149,8 @@ def test_quality(tmp_path):
     done = subprocess.run(
         [*(sys.executable, "-m", "benchmarks.quality", *names, "--train", str(text)),
          *("--test", str(text), "--tokens", "6000", "--seeds", "1", "--preset", "i3-tiny"),
-         *("--vocab-size", "400", "--threads", "1", "--out", str(out))],
+         *("--vocab-size", "400", "--threads", "1", "--out", str(out)),
+         *("--plot", str(tmp_path / "first.svg"))],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -164,6 +165,24 @@ def test_quality(tmp_path):
         assert run["tokens"] >= 6000
         assert run["test_characters"] > 20_000
         assert len(run["curve"]) >= 5
+    lines = tmp_path / "q.jsonl"  # what `one` prints for each
+    lines.write_text("".join(f"{json.dumps(run)}\n" for run in result["runs"]))
+    again = tmp_path / "again.svg"
+    drawn = draw(out, lines, "--plot", again, "--over", "share")
+    assert drawn.returncode == 0, drawn.stderr
+    for picture in (tmp_path / "first.svg", again):
+        assert "<svg" in picture.read_text()
+    out.write_text('{"runs": [{"contender": "i3lm"}]}')
+    refused = draw(out, "--plot", tmp_path / "none.svg")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: {out} has no runs")
+    assert not (tmp_path / "none.svg").exists()
+    assert "must end in .png or .svg" in draw(lines, "--plot", "a.gif").stderr
+
+
+def draw(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "benchmarks.quality.draw", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.quality import nanogpt
+from benchmarks.quality.draw import draw, picture
 from benchmarks.quality.one import arguments
-from i3lm.errors import UserError
 
 SETTINGS = (
     *("tokens", "minutes", "preset", "vocab_size", "context", "batch_tokens"),
@@ -101,33 +101,6 @@ def show(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw bits per character over seconds and over tokens, a line a run."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install 'i3lm[bench]'") from None
-    names = list(dict.fromkeys(row["contender"] for row in rows))
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    units = (("seconds", 60, "minutes of training"), ("tokens", 1e6, "million tokens"))
-    for axis, (key, unit, label) in zip(axes, units, strict=True):
-        for row in rows:
-            curve = row["curve"][:-1]  # the last point is of the whole text, not its first part
-            number = names.index(row["contender"])
-            text = row["contender"] if row["seed"] == 0 else None
-            values = [p[key] / unit for p in curve], [p["bits"] for p in curve]
-            if not curve:
-                continue
-            axis.plot(*values, color=f"C{number}", label=text, marker=".", linewidth=1.2)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("bits per character")
-    axes[1].legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
 def main() -> None:
     """Run, save, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,7 +112,7 @@ def main() -> None:
     test.add_argument("--test-share", type=float, help="... or this share of --train, its end")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each")
     parser.add_argument("--out", type=Path, default=common.RESULTS / "quality.json")
-    parser.add_argument("--plot", type=Path, help="draw the curves into this .png or .svg")
+    parser.add_argument("--plot", type=picture, help="draw the curves into this .png or .svg")
     options = parser.parse_args()
     if (options.tokens is None) == (options.minutes is None):
         parser.error("give --tokens or --minutes")
@@ -149,7 +122,7 @@ def main() -> None:
     common.save({"benchmark": "quality", "summary": table, "runs": rows, **setting}, options.out)
     show(table)
     if options.plot:
-        plot(rows, options.plot)
+        draw(rows, options.plot, ("seconds", "tokens"))
 
 
 if __name__ == "__main__":
