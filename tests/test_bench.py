@@ -168,10 +168,14 @@ def test_quality(tmp_path):
     lines = tmp_path / "q.jsonl"  # what `one` prints for each
     lines.write_text("".join(f"{json.dumps(run)}\n" for run in result["runs"]))
     again = tmp_path / "again.svg"
+    with lines.open("a") as file:  # as nanogpt's row is
+        file.write('{"contender": "nanogpt", "seed": 0, "curve": []}\n')
     drawn = draw(out, lines, "--plot", again, "--over", "share")
     assert drawn.returncode == 0, drawn.stderr
     for picture in (tmp_path / "first.svg", again):
         assert "<svg" in picture.read_text()
+    half_hour = ROOT / "benchmarks" / "results" / "quality_half_hour.json"
+    assert "i3-mini has no seconds" in draw(half_hour, "--plot", again, "--over", "seconds").stderr
     out.write_text('{"runs": [{"contender": "i3lm"}]}')
     refused = draw(out, "--plot", tmp_path / "none.svg")
     assert refused.returncode == 1

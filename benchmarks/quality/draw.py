@@ -1,6 +1,6 @@
 """Draw the learning curves of runs that were made before, as a .png or .svg.
 
-python -m benchmarks.quality.draw benchmarks/results/quality_sgd.json --plot curves.svg
+python -m benchmarks.quality.draw benchmarks/results/quality_half_hour.json --plot curves.svg
 
 A file is what `benchmarks.quality` saves, or lines that `benchmarks.quality.one` prints.
 """
@@ -25,12 +25,14 @@ def draw(rows: list[dict[str, Any]], path: Path, over: tuple[str, ...]) -> None:
     """Draw bits per character over what UNITS has, a line a run, a colour a contender.
 
     The end of a curve is left out: it is of the whole text, what comes before of its first part.
-    Raises UserError where matplotlib is missing.
+    Runs without a curve, as nanogpt's, are left out. Raises UserError where matplotlib is missing,
+    or a curve does not have what it is to be drawn over.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("plots need matplotlib: pip install 'i3lm[bench]'") from None
+    rows = [row for row in rows if row["curve"]]
     names = [row.get("label", row["contender"]) for row in rows]
     colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(names))}
     figure = Figure(figsize=(5 * len(over), 4), layout="constrained")
@@ -40,6 +42,8 @@ def draw(rows: list[dict[str, Any]], path: Path, over: tuple[str, ...]) -> None:
         told = set[str]()
         for row, name in zip(rows, names, strict=True):
             *curve, end = row["curve"]
+            if not all(key == "share" or key in p for p in curve):
+                raise UserError(f"the curve of {name} has no {key}; draw it --over tokens")
             x = [p["tokens"] / end["tokens"] if key == "share" else p[key] for p in curve]
             y = [p["bits"] for p in curve]
             style = {"marker": ".", "linewidth": 1.2, "color": colours[name]}
@@ -48,7 +52,8 @@ def draw(rows: list[dict[str, Any]], path: Path, over: tuple[str, ...]) -> None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("bits per character")
-    axes[-1].legend()
+    if rows:
+        axes[-1].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -66,7 +71,7 @@ def read(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         whole = [json.loads(text)] if "\n{" not in text else map(json.loads, text.splitlines())
         rows = [row for part in whole for row in part.get("runs", [part])]
-        if all(row["curve"] and row["contender"] for row in rows):
+        if rows and all(row["contender"] and isinstance(row["curve"], list) for row in rows):
             return rows
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
