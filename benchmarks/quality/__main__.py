@@ -8,6 +8,7 @@ nanogpt is trained for the time that is given, nanogpt:2000 for so many iteratio
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks import common
 from benchmarks.quality import nanogpt
 from benchmarks.quality.draw import draw, picture
 from benchmarks.quality.one import arguments
+from i3lm.errors import UserError
 
 SETTINGS = (
     *("tokens", "minutes", "preset", "vocab_size", "context", "batch_tokens"),
@@ -122,7 +124,10 @@ def main() -> None:
     common.save({"benchmark": "quality", "summary": table, "runs": rows, **setting}, options.out)
     show(table)
     if options.plot:
-        draw(rows, options.plot, ("seconds", "tokens"))
+        try:
+            draw(rows, options.plot, ("seconds", "tokens"))
+        except UserError as error:
+            sys.exit(f"error: {error}; the runs are in {options.out}")
 
 
 if __name__ == "__main__":
