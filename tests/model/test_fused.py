@@ -229,7 +229,7 @@ def test_a_step_in_bfloat16_is_as_near_the_truth_as_autocast(monkeypatch):
 
 @pytest.mark.parametrize("low", [False, True], ids=["fp32", "bf16"])
 def test_more_states_than_the_kernel_holds(low):
-    """256 states fit; with more torch goes on, and gradients are as near as with fewer."""
+    """256 states fit; with more torch goes on, and gradients are near the truth."""
     states = kernels.MAX_STATES + 1
     network, inputs = random_network(state_size=states), torch.randint(0, 50, (2, 45))
     mine = gradients(network, inputs, low)
