@@ -101,7 +101,8 @@ def test_a_process_that_trains_loads_no_torch(tmp_path, given):
 import sys
 from i3lm.__main__ import main
 arguments = "train --quiet --steps 2 --out {run} " + {" ".join(given)!r}
-assert main(arguments.split()) == 0
+sys.argv[1:] = arguments.split()
+assert main() == 0
 from i3lm import bare
 assert bare.installed()
 from pathlib import Path
@@ -109,6 +110,19 @@ maps = Path("/proc/self/maps")
 print(maps.exists() and "libtorch" in maps.read_text())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["False"], done.stderr
+
+
+@needs_kernels
+def test_a_program_that_calls_the_command_keeps_its_torch(tmp_path, given):
+    code = f"""
+from i3lm.__main__ import main
+arguments = "train --quiet --steps 2 --out {tmp_path / "run"} " + {" ".join(given)!r}
+assert main(arguments.split()) == 0
+assert main(["generate", "{tmp_path / "run"}", "--max-new-tokens", "2"]) == 0
+import torch
+assert torch.optim.SGD and torch.ones(2).sum() == 2"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", [name for name, _ in LADDER])
@@ -134,6 +148,9 @@ def test_what_needs_torch_keeps_it(monkeypatch):
         {"data": ("https://example.com/text.txt",)},
     ):
         assert not carries(TrainConfig(**{"preset": "i3-mini", **settings})), settings
+    with monkeypatch.context() as called:
+        called.setattr("i3lm.lean_torch.shared", True)
+        assert not carries(TrainConfig(preset="i3-mini"))
     monkeypatch.setenv("I3LM_TORCH", "1")
     assert not carries(TrainConfig(preset="i3-mini"))
 

@@ -19,7 +19,8 @@ ALLOWED = {
     "native": set(),
     "units": {"errors"},
     "lean_torch": set(),
-    "bare": {*FOUNDATION, "data", "launch", "memory", "tensorfile", "tensorheader", "training"},
+    "bare": {*FOUNDATION, "data", "launch", "lean_torch", "memory", "training"}
+    | {"tensorfile", "tensorheader"},
     "presets": {"errors"},
     "rounding": set(),
     "tensorfile": {"files", "tensorheader"},

@@ -15,6 +15,8 @@ NO_THREAD = "can't start new thread"  # as Python says it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
+    A program that hands over `arguments` keeps its torch: nothing stands in for it.
+
     2 for a user's mistake or a disk that refuses, said in one line; 130 for SIGINT, SIGTERM or
     SIGHUP. Where the reader of a pipe leaves early, click exits with code 1 and without a word.
     """
@@ -29,13 +31,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # bare/products.py says why
     import click
 
+    from i3lm import lean_torch
     from i3lm.cli import group
     from i3lm.cli.help import colour
     from i3lm.errors import UserError
     from i3lm.files import writing_to
-    from i3lm.lean_torch import put_off_unused
 
-    put_off_unused()
+    lean_torch.put_off_unused()
+    lean_torch.shared = arguments is not None
     try:
         with writing_to("the output"):
             code = group.main(arguments, prog_name="i3lm", standalone_mode=False, color=colour())

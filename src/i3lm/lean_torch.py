@@ -26,6 +26,10 @@ UNUSED = frozenset(
 # Who imports one of these works with a whole torch: what the modules above register counts there.
 WHOLE = frozenset({"torch._dynamo", "torch._inductor", "torch.onnx", "transformers", "accelerate"})
 
+# Whether this process is another program's, which may want torch for itself: nothing may stand in
+# its place then (`bare`).
+shared = False
+
 
 def put_off_unused() -> None:
     """Put off what i3lm does not use, from the next `import torch` on; too late does no harm."""

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from i3lm import lean_torch
 from i3lm.data.remote import is_remote
 from i3lm.data.sources import is_hub_name
 from i3lm.errors import UserError
@@ -72,7 +73,8 @@ def carries(config: TrainConfig) -> bool:
 
 
 def _may() -> bool:
-    return sys.platform.startswith("linux") and "torch" not in sys.modules and not wanted()
+    here = sys.platform.startswith("linux") and "torch" not in sys.modules
+    return here and not lean_torch.shared and not wanted()
 
 
 def _needs_torch(data: str) -> bool:
