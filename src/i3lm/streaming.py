@@ -50,8 +50,9 @@ class Sampling:
             return int(logits.argmax())
         # From the maximum down, so that no temperature overflows; none is 0 in float32.
         scores = (logits - logits.max()) / max(self.temperature, 1e-30)
-        if self.top_k is not None and self.top_k < len(scores):
-            scores[scores < np.partition(scores, -self.top_k)[-self.top_k]] = -np.inf
+        if self.top_k is not None and self.top_k < len(logits):
+            # By the logits themselves: differences may round to the same.
+            scores[logits < np.partition(logits, -self.top_k)[-self.top_k]] = -np.inf
         weights = np.exp(scores, dtype=np.float64)
         ids = np.arange(len(weights))
         if self.top_p is not None and self.top_p < 1:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cli_models import TEXT, WINDOW, with_bias
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import i3lm
@@ -216,6 +216,7 @@ def test_sampling_draws_by_probability():
     assert np.bincount(draws) / 3000 == pytest.approx(expected, abs=0.03)
 
 
+@example([0.0, 0.0, 1.0, 1.35e-37], 1.0, 2, 0.5)  # as far from 1 as 0 is, in float32
 @given(
     st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=40),
     st.floats(0.05, 5),
@@ -226,8 +227,8 @@ def test_what_can_be_drawn_is_what_the_rule_says(values, temperature, top_k, top
     """Naively: sort all, keep the likeliest that reach p; a draw at any point gives one of them."""
     logits = np.array(values, np.float32)
     scores = logits / np.float32(temperature)
-    least = np.sort(scores)[-top_k] if top_k and top_k < len(scores) else -np.inf
-    weights = np.where(scores >= least, np.exp(np.float64(scores - scores.max())), 0)
+    least = np.sort(logits)[-top_k] if top_k and top_k < len(logits) else -np.inf
+    weights = np.where(logits >= least, np.exp(np.float64(scores - scores.max())), 0)
     order = np.argsort(-weights, kind="stable")
     share = weights[order] / weights.sum()
     before = share.cumsum() - share
