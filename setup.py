@@ -16,6 +16,7 @@ HEADERS = (
     "normal",
     "numbers",
     "rounding",
+    "rows",
     "states_avx512",
     "layer",
     "lines",

@@ -155,16 +155,15 @@ def ours(loaded: Loaded, ids: list[int], new: int) -> None:
 
 @torch.inference_mode()
 def ours_batched(network: I3Network, ids: Tensor, new: int) -> None:
-    """Generate for several streams at once: the prompt by the network, then step by step."""
+    """Generate for several streams at once."""
     states, threads = network.new_states(), torch.get_num_threads()
     step = CompiledStep(network) if CompiledStep.fits(network) else None
-    ids = network(ids, states, last_only=True)[:, -1].argmax(-1)
-    for _ in range(new - 1):
+    for _ in range(new):
         if step is None:
-            logits = network(ids[:, None], states, last_only=True)[:, -1]
+            logits = network(ids, states, last_only=True)[:, -1]
         else:
             logits = step(ids, states, threads)
-        ids = logits.argmax(-1)
+        ids = logits.argmax(-1, keepdim=True)
 
 
 def gpt2_generate(model: Any, ids: Tensor, new: int) -> None:

@@ -99,14 +99,16 @@ class Decoder(WindowDecoder):
         self._states = self.network.new_states()
 
     def _last_logits(self, ids: list[int]) -> Tensor:
-        if self._step is not None and len(ids) == 1 and self._states[0].length:
+        tokens, most = torch.tensor([ids], device=self._device), torch.get_num_threads()
+        if self._step is not None and len(ids) > 1:
+            return self._step(tokens, self._states, most)[0]
+        if self._step is not None:
             threads, begin = self._pace.choose(), time.perf_counter()
-            logits = self._step(torch.tensor(ids), self._states, threads)[0]
+            logits = self._step(tokens, self._states, threads)[0]
             self._pace.took(threads, time.perf_counter() - begin)
             return logits
         # torch's products of one row are too small to share: threads would only wait.
-        with _threads(1 if len(ids) == 1 else torch.get_num_threads()):
-            tokens = torch.tensor([ids], device=self._device)
+        with _threads(1 if len(ids) == 1 else most):
             return self.network(tokens, self._states, last_only=True)[0, 0].float().cpu()
 
 

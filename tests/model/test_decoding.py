@@ -1,11 +1,13 @@
 """The compiled step of generation against the network's own."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from i3lm.generation import Decoder
-from i3lm.model import COMPILED
+from i3lm.model import COMPILED, decoding
 from i3lm.model.decoding import CompiledStep, Pace
 from i3lm.model.fused import Factors, parts_of
 from i3lm.model.network import I3Network
@@ -54,14 +56,65 @@ def test_it_is_the_networks_step(streams, threads, sizes):
         network(ids[:, :3], states)
     for i in range(3, 24):
         expected = network(ids[:, i : i + 1], truth)[:, 0]
-        got = step(ids[:, i], mine, threads)
+        got = step(ids[:, i : i + 1], mine, threads)
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
     for a, b in zip(mine, truth, strict=True):
         assert a.length == b.length == 24
-        for x, y in zip(a.buffers(), b.buffers(), strict=True):
+        for x, y in zip(
+            a.buffers(streams, network.config), b.buffers(streams, network.config), strict=True
+        ):
             assert torch.allclose(x, y, atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="24 positions"):
-        step(ids[:, 0], mine)
+        step(ids[:, :1], mine)
+
+
+WIDE = {"hidden_size": 96, "num_attention_heads": 2, "rank": 32, "intermediate_size": 160}
+
+
+@compiled
+@pytest.mark.parametrize("streams", [1, 3])
+@pytest.mark.parametrize("sizes", [{}, {**WIDE, "max_position_embeddings": 41}])
+@pytest.mark.parametrize("lengths", [(1, 1), (2, 1, 20), (7, 6, 11), (18, 3), (19, 5), (24,)])
+@torch.inference_mode()
+def test_it_reads_prompts_as_the_network_in_float64_does(streams, sizes, lengths):
+    """In stretches of any length, each going on from what the ones before have left.
+
+    torch's float32 is off by up to 7e-5 here.
+    """
+    network = random_network(**sizes)
+    step, truth = CompiledStep(network), copy.deepcopy(network).double()
+    mine, states = network.new_states(), truth.new_states()
+    for length in lengths:
+        ids = torch.randint(0, 50, (streams, length))
+        expected = truth(ids, states)[:, -1]
+        for threads in (1, 3):
+            again = copy.deepcopy(mine)
+            got = step(ids, again, threads)
+            torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-4)
+        mine = again
+    for a, b in zip(mine, states, strict=True):
+        assert a.length == b.length == sum(lengths)
+        pairs = zip(
+            a.buffers(streams, network.config), b.buffers(streams, truth.config), strict=True
+        )
+        for x, y in pairs:
+            assert torch.allclose(x.double(), y, atol=1e-4, rtol=1e-4)
+
+
+@compiled
+@torch.inference_mode()
+def test_a_prompt_longer_than_a_call_is_read_in_several(monkeypatch):
+    network, ids = random_network(), torch.randint(0, 50, (2, 23))
+    step, found = CompiledStep(network), []
+    for at_once in (256, 5):
+        monkeypatch.setattr(decoding, "AT_ONCE", at_once)
+        found.append(step(ids, network.new_states()))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+    states = network.new_states()
+    step(ids, states)
+    with pytest.raises(ValueError, match="24 positions"):
+        step(ids[:, :2], states)
+    assert states[0].length == 23
 
 
 @compiled
@@ -74,7 +127,7 @@ def test_rounded_factors_change_logits_by_a_rounding_alone():
     ids = torch.arange(12)[None]
     for each in (states, truth):
         network(ids, each)
-    got, expected = step(ids[:, 3], states), network(ids[:, 3:4], truth)[:, 0]
+    got, expected = step(ids[:, 3:4], states), network(ids[:, 3:4], truth)[:, 0]
     assert not torch.equal(got, expected)
     assert (got - expected).abs().max() < 0.02 * expected.abs().max()
 
@@ -94,15 +147,17 @@ def test_it_stands_for_plain_float32_networks_only():
 
 @compiled
 @pytest.mark.parametrize("streams", [1, 5])
-@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 99, "rank": 33, "intermediate_size": 70}])
+@pytest.mark.parametrize(
+    "sizes", [{}, WIDE, {"hidden_size": 99, "rank": 33, "intermediate_size": 70}]
+)
 def test_any_number_of_threads_gives_the_same_bits(streams, sizes):
     network, ids = random_network(**sizes), torch.randint(0, 50, (streams, 12))
     step, found = CompiledStep(network), []
     for threads in (1, 2, 3, 7):
         states = network.new_states()
         with torch.inference_mode():
-            network(ids[:, :2], states)
-            found.append(torch.stack([step(ids[:, i], states, threads) for i in range(2, 12)]))
+            parts = ids[:, :7], *ids[:, 7:].split(1, dim=1)
+            found.append(torch.stack([step(part, states, threads) for part in parts]))
     assert all(torch.equal(found[0], other) for other in found[1:])
 
 

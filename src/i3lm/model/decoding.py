@@ -1,4 +1,4 @@
-"""One position at a time through a network: a single compiled call where it fits.
+"""The next positions through a network that remembers those before: compiled calls where they fit.
 
 torch's own call of some thirty small operations a layer costs several times their arithmetic.
 """
@@ -17,7 +17,9 @@ from i3lm.model.network import I3Network, LayerState
 from i3lm.model.stored import stored_in
 from i3lm.native import tensor_call, tensor_library
 
+LANES = 16  # outputs of a panel (native/rows.h)
 STATE_TENSORS = 4  # of a layer, the last of its addresses: `LayerState.buffers`
+AT_ONCE = 256  # positions of a call, which takes some 20 KB for each of i3-12m's
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -25,13 +27,22 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
+def _panels(matrix: Tensor) -> Tensor:
+    """Return a matrix (outputs, inputs) in bfloat16, as the compiled step reads it."""
+    outputs, inputs = matrix.shape
+    shape = -(-outputs // LANES), -(-inputs // 2), 2 * LANES
+    room = torch.empty(shape, dtype=torch.bfloat16, device="cpu")
+    tensor_call("i3_panels", outputs, inputs, matrix.detach(), room)
+    return room
+
+
 def _narrowed(parts: fused.Parts) -> fused.Parts:
     names = fused.Factors._fields
-    return parts._replace(**{name: getattr(parts, name).detach().bfloat16() for name in names})
+    return parts._replace(**{name: _panels(getattr(parts, name)) for name in names})
 
 
 class CompiledStep:
-    """The step of a network whose weights stay as they are. Keeps their tensors alive.
+    """The steps of a network whose weights stay as they are. Keeps their tensors alive.
 
     It reads the factors of a layer and of the head in bfloat16, as training multiplies them: half
     of the bytes, and the bytes decide. All else, and every sum, is float32.
@@ -45,7 +56,7 @@ class CompiledStep:
         self._outer: tuple[Tensor, ...] = (
             *(model.embed_tokens.weight, model.embed_positions.weight),
             *(model.norm.weight, model.norm.bias),
-            *(head.A.bfloat16(), head.B.bfloat16(), head.bias),
+            *(_panels(head.A), _panels(head.B), head.bias),
         )
         self._outer_addresses = (ctypes.c_void_p * len(self._outer))(*_addresses(self._outer))
         room = [None] * STATE_TENSORS
@@ -71,33 +82,39 @@ class CompiledStep:
 
     @torch.inference_mode()
     def __call__(self, tokens: Tensor, states: list[LayerState], threads: int = 1) -> Tensor:
-        """Return logits (B, V) after tokens (B,) int64, which the states then hold too.
+        """Return logits (B, V) after tokens (B, T) int64, which the states then hold too.
 
-        The states must hold a position already. Rows that stand for no token have logit -inf.
-        Any number of threads gives the same bits.
+        Rows that stand for no token have logit -inf. Any number of threads gives the same bits.
+        ValueError where the window has no room for so many.
         """
-        config, position, streams = self.config, states[0].length, len(tokens)
-        if position + 1 > states[0].capacity:
+        if states[0].length + tokens.shape[1] > states[0].capacity:
             raise ValueError(f"the window of {states[0].capacity} positions is full")
+        for begin in range(0, tokens.shape[1], AT_ONCE):
+            logits = self._call(tokens[:, begin : begin + AT_ONCE], states, threads)
+        if self.classes == self.config.vocab_size:
+            return logits
+        return F.pad(logits, (0, self.config.vocab_size - self.classes), value=-torch.inf)
+
+    def _call(self, tokens: Tensor, states: list[LayerState], threads: int) -> Tensor:
+        config, position, (streams, steps) = self.config, states[0].length, tokens.shape
         addresses = type(self._addresses).from_buffer_copy(self._addresses)
         each = len(addresses) // len(self._layers)
         for end, state in zip(range(each, len(addresses) + 1, each), states, strict=True):
-            addresses[end - STATE_TENSORS : end] = _addresses(state.buffers())  # type: ignore[assignment]
-            state.length += 1
+            buffers = state.buffers(streams, config)
+            addresses[end - STATE_TENSORS : end] = _addresses(buffers)  # type: ignore[assignment]
+            state.length += steps
         logits = torch.empty(streams, self.classes, dtype=torch.float32)
         tensor_call(
             "i3_decode",
-            *(streams, len(states), config.hidden_size, config.num_attention_heads, config.rank),
-            *(config.state_size, config.intermediate_size, self.classes),
+            *(streams, steps, len(states), config.hidden_size, config.num_attention_heads),
+            *(config.rank, config.state_size, config.intermediate_size, self.classes),
             *(states[0].capacity, position, threads, float(config.layer_norm_eps)),
             tokens.contiguous(),
             addresses,
             self._outer_addresses,
             logits,
         )
-        if self.classes == config.vocab_size:
-            return logits
-        return F.pad(logits, (0, config.vocab_size - self.classes), value=-torch.inf)
+        return logits
 
 
 class Pace:

@@ -47,11 +47,16 @@ class LayerState:
         self._values[:, :, begin : self.length] = values
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
-    def buffers(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return h, s, and the whole buffers of keys and values, all contiguous; ours to change."""
-        assert self.recurrent is not None
-        assert self._keys is not None
-        assert self._values is not None
+    def buffers(self, streams: int, config: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return h, s, and the whole buffers of keys and values, all contiguous; ours to change.
+
+        At first they are made, of zeros, for so many texts at once.
+        """
+        if self.recurrent is None or self._keys is None or self._values is None:
+            heads, width = config.num_attention_heads, config.hidden_size
+            self.recurrent = torch.zeros(streams, width), torch.zeros(streams, config.state_size)
+            shape = streams, heads, self.capacity, width // heads
+            self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
         h, s = self.recurrent = tuple(t.contiguous() for t in self.recurrent)  # type: ignore[assignment]
         return h, s, self._keys, self._values
 

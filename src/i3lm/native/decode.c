@@ -1,6 +1,6 @@
-/* One position of i3 for a few streams at once, float32: what generation repeats for each token. All layers run in one
- * parallel region, so that a step is a single call. The large matrices are read in bfloat16: a step is as fast as they
- * come from memory. The definition is in model/layers_i3.py. */
+/* The next positions of i3 for a few streams at once, float32: those of a prompt, and the one that generation repeats for
+ * each token. All layers run in one parallel region, so that a step is a single call. The large matrices are read in
+ * bfloat16: a step is as fast as they come from memory. The definition is in model/layers_i3.py. */
 
 #include <math.h>
 #ifdef _OPENMP
@@ -12,6 +12,7 @@
 
 #include "normal.h"
 #include "numbers.h"
+#include "rows.h"
 
 /* The tensors of a layer as model/fused.py orders its `Parts`, then the stream's states. */
 enum {
@@ -21,142 +22,20 @@ enum {
 enum { TOKENS, POSITIONS, NORM_GAIN, NORM_SHIFT, HEAD_A, HEAD_B, HEAD_BIAS, NETWORK_TENSORS };
 
 typedef struct {
-    int64_t streams, layers, width, heads, rank, states, inner, classes, capacity, position;
+    int64_t streams, steps, rows; /* rows: of all streams, a stream's steps one after the other */
+    int64_t layers, width, heads, rank, states, inner, classes, capacity, position;
 } Sizes;
 
-#define LANES 16
-
-#if defined(__GNUC__)
-typedef float Lanes __attribute__((vector_size(64)));
-typedef float Half __attribute__((vector_size(32)));
-typedef float Quarter __attribute__((vector_size(16)));
-typedef uint32_t Wide __attribute__((vector_size(64)));
-typedef uint16_t Narrow __attribute__((vector_size(32)));
-#define SHORT 128 /* numbers of a row */
-
-/* Lanes of two vectors, by their numbers in both. GCC before 12 has one of these only, clang the other; Order: as many
- * ints as the result has lanes. */
-#if defined(__clang__) || __GNUC__ >= 12
-#define CHOSEN(Order, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define CHOSEN(Order, a, b, ...) __builtin_shuffle(a, b, (Order){__VA_ARGS__})
-#endif
-typedef int Four __attribute__((vector_size(16)));
-typedef int Sixteen __attribute__((vector_size(64)));
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE void widen(const uint16_t *x, Lanes *to) {
-    Narrow narrow;
-    memcpy(&narrow, x, sizeof narrow);
-    Wide bits = __builtin_convertvector(narrow, Wide) << 16;
-    memcpy(to, &bits, sizeof bits);
-}
-
-INLINE Quarter folded(const Lanes *v) {
-    union { Lanes whole; Half parts[2]; } a = {*v};
-    union { Half whole; Quarter parts[2]; } b = {a.parts[0] + a.parts[1]};
-    return b.parts[0] + b.parts[1];
-}
-
-/* The sums of four vectors, with six shuffles instead of twelve. */
-INLINE Quarter sums_of(const Lanes *v) {
-    Quarter a = folded(v), b = folded(v + 1), c = folded(v + 2), d = folded(v + 3);
-    Quarter ab = CHOSEN(Four, a, b, 0, 4, 1, 5) + CHOSEN(Four, a, b, 2, 6, 3, 7);
-    Quarter cd = CHOSEN(Four, c, d, 0, 4, 1, 5) + CHOSEN(Four, c, d, 2, 6, 3, 7);
-    return CHOSEN(Four, ab, cd, 0, 1, 4, 5) + CHOSEN(Four, ab, cd, 2, 3, 6, 7);
-}
-
-/* `rows` for 4 rows and 4 streams: all sums stay in registers, and a number that is read serves four of them. */
-INLINE void tile(int64_t in, const uint16_t *weight, const float *bias, const float *x, int64_t x_stride, float *y,
-                 int64_t y_stride, int add) {
-    Lanes sums[4][4] = {{{0}}}, v, w[4];
-    int64_t i = 0;
-    for (; i + LANES <= in; i += LANES) {
-        for (int o = 0; o < 4; o++) widen(weight + o * in + i, &w[o]);
-        for (int b = 0; b < 4; b++) {
-            memcpy(&v, x + b * x_stride + i, sizeof v);
-            for (int o = 0; o < 4; o++) sums[b][o] += w[o] * v;
-        }
-    }
-    for (int b = 0; b < 4; b++) {
-        Quarter out = sums_of(sums[b]);
-        for (int o = 0; o < 4; o++) {
-            float sum = out[o] + (bias ? bias[o] : 0), *to = y + b * y_stride + o;
-            for (int64_t j = i; j < in; j++) sum += load_bf16(weight[o * in + j]) * x[b * x_stride + j];
-            *to = (add ? *to : 0) + sum;
-        }
-    }
-}
-
-/* Pairs of lanes of two vectors, added: level by level sixteen vectors become one of their sixteen sums. */
-#define ADDED(a, b)                                                                          \
-    (CHOSEN(Sixteen, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +      \
-     CHOSEN(Sixteen, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31))
-
-/* Sixteen short rows for one stream: a row's own sum would cost more than its products. */
-INLINE void strip(int64_t in, const uint16_t *weight, const float *bias, const float *x, float *y, int add) {
-    Lanes s[LANES] = {{0}}, v, w;
-    int64_t i = 0;
-    for (; i + LANES <= in; i += LANES) {
-        memcpy(&v, x + i, sizeof v);
-#pragma GCC unroll 16
-        for (int o = 0; o < LANES; o++) {
-            widen(weight + o * in + i, &w);
-            s[o] += w * v;
-        }
-    }
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half; half /= 2)
-#pragma GCC unroll 8
-        for (int o = 0; o < half; o++) s[o] = ADDED(s[2 * o], s[2 * o + 1]);
-    for (int o = 0; o < LANES; o++) {
-        float sum = s[0][o] + (bias ? bias[o] : 0);
-        for (int64_t j = i; j < in; j++) sum += load_bf16(weight[o * in + j]) * x[j];
-        y[o] = (add ? y[o] : 0) + sum;
-    }
-}
-#endif
-
-/* u <- u + A s for (streams, n), in float32: states go through A again and again. */
+/* u_t <- u_t + A s_(t-1) for (steps, n), s_t being u_t: in float32, since states go through A again and again. */
 CLONES
-static void advance(int64_t n, const float *restrict a, int64_t streams, const float *restrict s, float *restrict u) {
-    for (int64_t b = 0; b < streams; b++)
+static void advance(int64_t n, const float *restrict a, int64_t steps, const float *s, float *u) {
+    for (int64_t t = 0; t < steps; s = u, u += n, t++)
         for (int64_t o = 0; o < n; o++) {
             float sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < n; i++) sum += a[o * n + i] * s[b * n + i];
-            u[b * n + o] += sum;
+            for (int64_t i = 0; i < n; i++) sum += a[o * n + i] * s[i];
+            u[o] += sum;
         }
-}
-
-static inline void row(int64_t in, const uint16_t *restrict weight, float start, const float *restrict x, float *y,
-                       int add) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < in; i++) sum += load_bf16(weight[i]) * x[i];
-    *y = (add ? *y : 0) + start + sum;
-}
-
-/* y[b][o] (+)= weight[o] . x[b] + bias[o] for the rows first <= o < last of weight. */
-CLONES
-static void rows(int64_t first, int64_t last, int64_t in, const void *matrix, const float *bias, int64_t streams,
-                 const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
-    const uint16_t *weight = matrix;
-    int64_t tiled = 0; /* streams */
-#if defined(__GNUC__)
-    for (; streams == 1 && in <= SHORT && first + LANES <= last; first += LANES)
-        strip(in, weight + first * in, bias ? bias + first : NULL, x, y + first, add);
-    tiled = streams / 4 * 4;
-    for (int64_t o = first; o + 4 <= last; o += 4)
-        for (int64_t b = 0; b < tiled; b += 4)
-            tile(in, weight + o * in, bias ? bias + o : NULL, x + b * x_stride, x_stride, y + b * y_stride + o,
-                 y_stride, add);
-#endif
-    for (int64_t o = first; o < last; o++) {
-        int64_t done = o < last - (last - first) % 4 ? tiled : 0;
-        for (int64_t b = done; b < streams; b++)
-            row(in, weight + o * in, bias ? bias[o] : 0, x + b * x_stride, y + b * y_stride + o, add);
-    }
 }
 
 CLONES
@@ -206,6 +85,73 @@ static void attend(int64_t seen, int64_t size, const float *restrict q, const fl
         for (int64_t i = 0; i < size; i++) y[i] += work[j] / total * values[j * size + i];
 }
 
+#if defined(__GNUC__)
+/* y[b] = the sum of values over the keys, weighted by weights[key][b], for `count` queries, known where it is inlined. */
+INLINE void weigh(int64_t keys, int64_t size, int64_t stride, const float *weights, const float *values, int count,
+                  float *y) {
+    int64_t c = 0;
+    for (; c + LANES <= size; c += LANES) {
+        Lanes s[ABREAST] = {{0}}, v;
+        for (int64_t j = 0; j < keys; j++) {
+            memcpy(&v, values + j * size + c, sizeof v);
+#pragma GCC unroll 6
+            for (int b = 0; b < count; b++) s[b] += v * weights[j * LANES + b];
+        }
+#pragma GCC unroll 6
+        for (int b = 0; b < count; b++) memcpy(y + b * stride + c, &s[b], sizeof v);
+    }
+    for (; c < size; c++)
+        for (int b = 0; b < count; b++) {
+            float sum = 0;
+            for (int64_t j = 0; j < keys; j++) sum += values[j * size + c] * weights[j * LANES + b];
+            y[b * stride + c] = sum;
+        }
+}
+
+/* The scores of `count` keys, known where it is inlined, for LANES queries: (count, LANES). queries: (size, LANES) */
+INLINE void score(int64_t size, const float *queries, const float *keys, int count, float *scores) {
+    Lanes s[ABREAST] = {{0}}, q;
+    for (int64_t i = 0; i < size; i++) {
+        memcpy(&q, queries + i * LANES, sizeof q);
+#pragma GCC unroll 6
+        for (int b = 0; b < count; b++) s[b] += q * keys[b * size + i];
+    }
+    memcpy(scores, s, count * sizeof q);
+}
+
+/* The same for `count` queries one after the other, at most LANES, a lane each: the first sees `before` keys and its own.
+ * q, y: rows `stride` apart. work: (before + count + size, LANES). */
+CLONES
+static void attend_together(int64_t count, int64_t before, int64_t size, int64_t stride, const float *q,
+                            const float *keys, const float *values, float *y, float *work) {
+    float scale = 1 / sqrtf((float)size), top[LANES], total[LANES] = {0};
+    int64_t seen = before + count, j = 0;
+    float *queries = work + seen * LANES;
+    for (int64_t i = 0; i < size; i++)
+        for (int64_t l = 0; l < LANES; l++) queries[i * LANES + l] = l < count ? scale * q[l * stride + i] : 0;
+    for (; j + ABREAST <= seen; j += ABREAST) score(size, queries, keys + j * size, ABREAST, work + j * LANES);
+    for (; j < seen; j++) score(size, queries, keys + j * size, 1, work + j * LANES);
+    for (j = before + 1; j < seen; j++)
+        for (int64_t l = 0; l < j - before; l++) work[j * LANES + l] = -INFINITY;
+    for (int l = 0; l < LANES; l++) top[l] = work[l];
+    for (j = 1; j < seen; j++)
+        for (int l = 0; l < LANES; l++) top[l] = work[j * LANES + l] > top[l] ? work[j * LANES + l] : top[l];
+    for (j = 0; j < seen; j++)
+        for (int l = 0; l < LANES; l++) {
+            float weight = exponential(work[j * LANES + l] - top[l]);
+            work[j * LANES + l] = j <= before + l ? weight : 0;
+            total[l] += work[j * LANES + l];
+        }
+    for (int64_t b = 0; b < count;) {
+        float *to = y + b * stride;
+        if (b + ABREAST <= count) weigh(before + b + ABREAST, size, stride, work + b, values, ABREAST, to), b += ABREAST;
+        else weigh(before + b + 1, size, stride, work + b, values, 1, to), b++;
+    }
+    for (int64_t b = 0; b < count; b++)
+        for (int64_t i = 0; i < size; i++) y[b * stride + i] /= total[b];
+}
+#endif
+
 CLONES
 static void gelu(int64_t count, float *restrict x) {
     float density;
@@ -213,7 +159,7 @@ static void gelu(int64_t count, float *restrict x) {
 }
 
 typedef struct {
-    float *x, *middle, *q, *y, *low, *inner, *hidden; /* shared by the threads */
+    float *x, *middle, *q, *y, *low, *inner, *hidden, *n; /* shared by the threads */
 } Room;
 
 /* A thread's share of `count` rows. It begins at a whole strip, so that any number of threads adds a row up alike. */
@@ -224,106 +170,150 @@ static inline int64_t share(int64_t count, int64_t thread, int64_t threads) {
 #define PART(count) int64_t first = share(count, thread, threads), last = share(count, thread + 1, threads)
 #define WAIT _Pragma("omp barrier")
 
-/* A layer, by one of the threads. n, state: this thread's own room, (streams, width) and (streams, states). */
-static void layer(const Sizes *z, float *const *t, const Room *r, float eps, float *n, float *state, float *work,
+/* Return the norm of x. Of single steps each thread makes its own, which takes less than to wait for the others. */
+static const float *normed(const Sizes *z, const Room *r, const float *gain, const float *shift, float eps, float *own,
+                           int64_t thread, int64_t threads) {
+    if (z->steps == 1) {
+        norm(z->rows, z->width, r->x, gain, shift, eps, own);
+        return own;
+    }
+    int64_t first = z->rows * thread / threads, last = z->rows * (thread + 1) / threads;
+    norm(last - first, z->width, r->x + first * z->width, gain, shift, eps, r->n + first * z->width);
+    WAIT
+    return r->n;
+}
+
+/* A stream's head: remember the new keys and values, then let each new query see what came before it, and itself.
+ * q, k, v: a row for each step. The results take the place of k. */
+static void attend_head(const Sizes *z, const float *q, float *k, const float *v, float *keys, float *values,
+                        float *work) {
+    int64_t at = z->position, width = z->width, size = width / z->heads;
+    for (int64_t s = 0; s < z->steps; s++) {
+        memcpy(keys + (at + s) * size, k + s * width, size * sizeof(float));
+        memcpy(values + (at + s) * size, v + s * width, size * sizeof(float));
+    }
+    int64_t s = 0;
+#if defined(__GNUC__)
+    for (int64_t count; z->steps > 1 && s < z->steps; s += count) {
+        count = z->steps - s < LANES ? z->steps - s : LANES;
+        attend_together(count, at + s, size, width, q + s * width, keys, values, k + s * width, work);
+    }
+#endif
+    for (; s < z->steps; s++) attend(at + s + 1, size, q + s * width, keys, values, k + s * width, work);
+}
+
+/* A layer, by one of the threads. own, state: its own room, (streams, width) and (rows, states). */
+static void layer(const Sizes *z, float *const *t, const Room *r, float eps, float *own, float *state, float *work,
                   int64_t thread, int64_t threads) {
-    int64_t b, width = z->width, rank = z->rank, size = width / z->heads, at = z->position;
-    norm(z->streams, width, r->x, t[GAIN1], t[SHIFT1], eps, n);
-    rows(0, z->states, width, t[B], NULL, z->streams, n, width, state, z->states, 0);
-    advance(z->states, t[A], z->streams, t[S], state);
+    int64_t b, s, width = z->width, rank = z->rank, steps = z->steps, size = width / z->heads;
+    const float *n = normed(z, r, t[GAIN1], t[SHIFT1], eps, own, thread, threads);
+    rows(0, z->states, width, t[B], NULL, z->rows, n, width, state, z->states, 0);
+    for (b = 0; b < z->streams; b++)
+        advance(z->states, t[A], steps, t[S] + b * z->states, state + b * steps * z->states);
     WAIT /* all have read the norm's input and the old states */
     {
         PART(width);
-        for (b = 0; b < z->streams; b++)
-            mix(first, last, n + b * width, t[W], t[D], t[H] + b * width, r->x + b * width);
-        rows(first, last, z->states, t[C], NULL, z->streams, state, z->states, r->x, width, 1);
-        if (thread == 0) memcpy(t[S], state, z->streams * z->states * sizeof(float));
+        for (b = 0; b < z->rows; b++)
+            mix(first, last, n + b * width, t[W], t[D], t[H] + b / steps * width, r->x + b * width);
+        rows(first, last, z->states, t[C], NULL, z->rows, state, z->states, r->x, width, 1);
+        for (b = 0; b < z->streams && thread == 0; b++)
+            for (s = 0; s < z->states; s++) t[S][b * z->states + s] = state[((b + 1) * steps - 1) * z->states + s];
     }
     WAIT
-    norm(z->streams, width, r->x, t[GAIN2], t[SHIFT2], eps, n);
+    n = normed(z, r, t[GAIN2], t[SHIFT2], eps, own, thread, threads);
     {
         PART(3 * rank);
-        rows(first, last, width, t[DOWN], t[DOWN_BIAS], z->streams, n, width, r->middle, 3 * rank, 0);
+        rows(first, last, width, t[DOWN], t[DOWN_BIAS], z->rows, n, width, r->middle, 3 * rank, 0);
     }
     WAIT
     for (int i = 0; i < 3; i++) {
         PART(width);
         float *to = i == 0 ? r->q : i == 1 ? r->y : r->hidden;
-        rows(first, last, rank, t[Q_UP + 2 * i], t[Q_BIAS + 2 * i], z->streams, r->middle + i * rank, 3 * rank, to,
+        rows(first, last, rank, t[Q_UP + 2 * i], t[Q_BIAS + 2 * i], z->rows, r->middle + i * rank, 3 * rank, to,
              width, 0);
     }
     WAIT
     {
         int64_t all = z->streams * z->heads;
         for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
-            int64_t from = i / z->heads * width + i % z->heads * size;
-            float *keys = t[KEYS] + i * z->capacity * size, *values = t[VALUES] + i * z->capacity * size;
-            memcpy(keys + at * size, r->y + from, size * sizeof(float));
-            memcpy(values + at * size, r->hidden + from, size * sizeof(float));
-            attend(at + 1, size, r->q + from, keys, values, r->y + from, work);
+            int64_t from = i / z->heads * steps * width + i % z->heads * size, to = i * z->capacity * size;
+            attend_head(z, r->q + from, r->y + from, r->hidden + from, t[KEYS] + to, t[VALUES] + to, work);
         }
     }
     WAIT
     {
         PART(width);
-        rows(first, last, width, t[OUT], t[OUT_BIAS], z->streams, r->y, width, r->x, width, 1);
+        rows(first, last, width, t[OUT], t[OUT_BIAS], z->rows, r->y, width, r->x, width, 1);
     }
     WAIT
-    norm(z->streams, width, r->x, t[GAIN3], t[SHIFT3], eps, n);
+    n = normed(z, r, t[GAIN3], t[SHIFT3], eps, own, thread, threads);
     {
         PART(rank);
-        rows(first, last, width, t[UP_B], NULL, z->streams, n, width, r->low, rank, 0);
+        rows(first, last, width, t[UP_B], NULL, z->rows, n, width, r->low, rank, 0);
     }
     WAIT
     {
         PART(z->inner);
-        rows(first, last, rank, t[UP_A], t[UP_BIAS], z->streams, r->low, rank, r->inner, z->inner, 0);
-        for (b = 0; b < z->streams; b++) gelu(last - first, r->inner + b * z->inner + first);
+        rows(first, last, rank, t[UP_A], t[UP_BIAS], z->rows, r->low, rank, r->inner, z->inner, 0);
+        for (b = 0; b < z->rows; b++) gelu(last - first, r->inner + b * z->inner + first);
     }
     WAIT
     {
         PART(rank);
-        rows(first, last, z->inner, t[DOWN_B], NULL, z->streams, r->inner, z->inner, r->middle, rank, 0);
+        rows(first, last, z->inner, t[DOWN_B], NULL, z->rows, r->inner, z->inner, r->middle, rank, 0);
     }
     WAIT
     {
         PART(width);
-        rows(first, last, rank, t[DOWN_A], t[FFN_BIAS], z->streams, r->middle, rank, r->x, width, 1);
+        rows(first, last, rank, t[DOWN_A], t[FFN_BIAS], z->rows, r->middle, rank, r->x, width, 1);
     }
     WAIT
 }
 
-/* tokens: (streams); layers: (layers, LAYER_TENSORS) addresses; network: NETWORK_TENSORS addresses. Bfloat16 are all
- * matrices of a layer but A, and HEAD_A and HEAD_B; all else is float32.
- * h (streams, width), s (streams, states), keys and values (streams, heads, capacity, size) are updated.
- * logits: (streams, classes). Returns 1 when scratch memory is not to be had. */
-int i3_decode(int64_t streams, int64_t layers, int64_t width, int64_t heads, int64_t rank, int64_t states,
-              int64_t inner, int64_t classes, int64_t capacity, int64_t position, int64_t threads, float eps,
-              const int64_t *tokens, float *const *tensors, float *const *network, float *logits) {
-    Sizes z = {streams, layers, width, heads, rank, states, inner, classes, capacity, position};
-    int64_t shared = streams * (5 * width + 4 * rank + inner), own = streams * (width + states) + capacity;
+/* weight: (outputs, in); to: its panels in bfloat16, see rows.h. */
+int i3_panels(int64_t outputs, int64_t in, const float *weight, uint32_t *to) {
+#pragma omp parallel for schedule(static)
+    for (int64_t o = 0; o < outputs; o += LANES)
+        pack_panel(outputs - o < LANES ? outputs - o : LANES, in, weight + o * in, to + o / LANES * panel_words(in));
+    return 0;
+}
+
+/* tokens: (streams, steps); layers: (layers, LAYER_TENSORS) addresses; network: NETWORK_TENSORS addresses. Panels are
+ * all matrices of a layer but A, and HEAD_A and HEAD_B; all else is float32.
+ * h (streams, width), s (streams, states), keys and values (streams, heads, capacity, size) are updated; `position` of
+ * them are there. logits: (streams, classes), after the last step. Returns 1 when scratch memory is not to be had. */
+int i3_decode(int64_t streams, int64_t steps, int64_t layers, int64_t width, int64_t heads, int64_t rank,
+              int64_t states, int64_t inner, int64_t classes, int64_t capacity, int64_t position, int64_t threads,
+              float eps, const int64_t *tokens, float *const *tensors, float *const *network, float *logits) {
+    int64_t all = streams * steps;
+    Sizes z = {streams, steps, all, layers, width, heads, rank, states, inner, classes, capacity, position};
+    int64_t shared = all * (5 * width + 4 * rank + inner), own = streams * width + all * states + (capacity + width) * LANES;
     float *scratch = malloc((shared + threads * own) * sizeof(float));
     if (!scratch) return 1;
-    Room r = {scratch, NULL, NULL, NULL, NULL, NULL, NULL};
-    r.q = r.x + streams * width;
-    r.y = r.q + streams * width;
-    r.hidden = r.y + streams * width;
-    r.middle = r.hidden + streams * width;
-    r.low = r.middle + 3 * streams * rank;
-    r.inner = r.low + streams * rank;
-    for (int64_t b = 0; b < streams; b++)
+    Room r = {.x = scratch};
+    r.q = r.x + all * width;
+    r.y = r.q + all * width;
+    r.hidden = r.y + all * width;
+    r.n = r.hidden + all * width;
+    r.middle = r.n + all * width;
+    r.low = r.middle + 3 * all * rank;
+    r.inner = r.low + all * rank;
+    for (int64_t b = 0; b < all; b++)
         for (int64_t c = 0; c < width; c++)
-            r.x[b * width + c] = network[TOKENS][tokens[b] * width + c] + network[POSITIONS][position * width + c];
+            r.x[b * width + c] =
+                network[TOKENS][tokens[b] * width + c] + network[POSITIONS][(position + b % steps) * width + c];
 #pragma omp parallel num_threads(threads)
     {
         int64_t thread = 0, count = 1;
 #ifdef _OPENMP
         thread = omp_get_thread_num(), count = omp_get_num_threads();
 #endif
-        float *n = scratch + shared + thread * own, *state = n + streams * width, *work = state + streams * states;
+        float *n = scratch + shared + thread * own, *state = n + streams * width, *work = state + all * states;
         for (int64_t i = 0; i < layers; i++)
             layer(&z, tensors + i * LAYER_TENSORS, &r, eps, n, state, work, thread, count);
-        norm(streams, width, r.x, network[NORM_GAIN], network[NORM_SHIFT], eps, n);
+        for (int64_t b = 0; b < streams; b++)
+            norm(1, width, r.x + ((b + 1) * steps - 1) * width, network[NORM_GAIN], network[NORM_SHIFT], eps,
+                 n + b * width);
         rows(share(rank, thread, count), share(rank, thread + 1, count), width, network[HEAD_B], NULL, streams, n,
              width, r.low, rank, 0);
         WAIT
