@@ -17,6 +17,7 @@ HEADERS = (
     "numbers",
     "rounding",
     "rows",
+    "lanes",
     "states_avx512",
     "layer",
     "lines",

@@ -85,73 +85,6 @@ static void attend(int64_t seen, int64_t size, const float *restrict q, const fl
         for (int64_t i = 0; i < size; i++) y[i] += work[j] / total * values[j * size + i];
 }
 
-#if defined(__GNUC__)
-/* y[b] = the sum of values over the keys, weighted by weights[key][b], for `count` queries, known where it is inlined. */
-INLINE void weigh(int64_t keys, int64_t size, int64_t stride, const float *weights, const float *values, int count,
-                  float *y) {
-    int64_t c = 0;
-    for (; c + LANES <= size; c += LANES) {
-        Lanes s[ABREAST] = {{0}}, v;
-        for (int64_t j = 0; j < keys; j++) {
-            memcpy(&v, values + j * size + c, sizeof v);
-#pragma GCC unroll 6
-            for (int b = 0; b < count; b++) s[b] += v * weights[j * LANES + b];
-        }
-#pragma GCC unroll 6
-        for (int b = 0; b < count; b++) memcpy(y + b * stride + c, &s[b], sizeof v);
-    }
-    for (; c < size; c++)
-        for (int b = 0; b < count; b++) {
-            float sum = 0;
-            for (int64_t j = 0; j < keys; j++) sum += values[j * size + c] * weights[j * LANES + b];
-            y[b * stride + c] = sum;
-        }
-}
-
-/* The scores of `count` keys, known where it is inlined, for LANES queries: (count, LANES). queries: (size, LANES) */
-INLINE void score(int64_t size, const float *queries, const float *keys, int count, float *scores) {
-    Lanes s[ABREAST] = {{0}}, q;
-    for (int64_t i = 0; i < size; i++) {
-        memcpy(&q, queries + i * LANES, sizeof q);
-#pragma GCC unroll 6
-        for (int b = 0; b < count; b++) s[b] += q * keys[b * size + i];
-    }
-    memcpy(scores, s, count * sizeof q);
-}
-
-/* The same for `count` queries one after the other, at most LANES, a lane each: the first sees `before` keys and its own.
- * q, y: rows `stride` apart. work: (before + count + size, LANES). */
-CLONES
-static void attend_together(int64_t count, int64_t before, int64_t size, int64_t stride, const float *q,
-                            const float *keys, const float *values, float *y, float *work) {
-    float scale = 1 / sqrtf((float)size), top[LANES], total[LANES] = {0};
-    int64_t seen = before + count, j = 0;
-    float *queries = work + seen * LANES;
-    for (int64_t i = 0; i < size; i++)
-        for (int64_t l = 0; l < LANES; l++) queries[i * LANES + l] = l < count ? scale * q[l * stride + i] : 0;
-    for (; j + ABREAST <= seen; j += ABREAST) score(size, queries, keys + j * size, ABREAST, work + j * LANES);
-    for (; j < seen; j++) score(size, queries, keys + j * size, 1, work + j * LANES);
-    for (j = before + 1; j < seen; j++)
-        for (int64_t l = 0; l < j - before; l++) work[j * LANES + l] = -INFINITY;
-    for (int l = 0; l < LANES; l++) top[l] = work[l];
-    for (j = 1; j < seen; j++)
-        for (int l = 0; l < LANES; l++) top[l] = work[j * LANES + l] > top[l] ? work[j * LANES + l] : top[l];
-    for (j = 0; j < seen; j++)
-        for (int l = 0; l < LANES; l++) {
-            float weight = exponential(work[j * LANES + l] - top[l]);
-            work[j * LANES + l] = j <= before + l ? weight : 0;
-            total[l] += work[j * LANES + l];
-        }
-    for (int64_t b = 0; b < count;) {
-        float *to = y + b * stride;
-        if (b + ABREAST <= count) weigh(before + b + ABREAST, size, stride, work + b, values, ABREAST, to), b += ABREAST;
-        else weigh(before + b + 1, size, stride, work + b, values, 1, to), b++;
-    }
-    for (int64_t b = 0; b < count; b++)
-        for (int64_t i = 0; i < size; i++) y[b * stride + i] /= total[b];
-}
-#endif
-
 CLONES
 static void gelu(int64_t count, float *restrict x) {
     float density;
@@ -196,7 +129,7 @@ static void attend_head(const Sizes *z, const float *q, float *k, const float *v
 #if defined(__GNUC__)
     for (int64_t count; z->steps > 1 && s < z->steps; s += count) {
         count = z->steps - s < LANES ? z->steps - s : LANES;
-        attend_together(count, at + s, size, width, q + s * width, keys, values, k + s * width, work);
+        CHOSEN(attend_together, count, at + s, size, width, q + s * width, keys, values, k + s * width, work);
     }
 #endif
     for (; s < z->steps; s++) attend(at + s + 1, size, q + s * width, keys, values, k + s * width, work);
