@@ -25,6 +25,7 @@ NAME = "decode"
 PROMPT = 10  # tokens
 BATCH = 32
 POSITIONS = (10, 60, 120, 250)
+LENGTHS = (33, 161, 250)  # of prompts
 AROUND = 5  # positions on either side that count as near
 
 
@@ -81,6 +82,7 @@ def run(*, preset: str, rounds: int, threads: int, tokens: int = 200) -> dict[st
         "parameters": {"i3lm": sizes.parameters, "gpt2": peer.num_parameters()},
         "tokens_per_second": speeds,
         "seconds_per_token_at": by_position(loaded.network, rounds),
+        "seconds_to_first_token": by_length(loaded, peer, rounds),
     }
 
 
@@ -104,6 +106,14 @@ def show(result: dict[str, Any]) -> None:
         [
             [position, *common.cells(seconds, 1e-3, 3)]
             for position, seconds in result["seconds_per_token_at"].items()
+        ],
+    )
+    common.print_table(
+        "milliseconds from a prompt to its first token",
+        ["prompt", "ms", "spread"],
+        [
+            [name, *common.cells(seconds, 1e-3, 3)]
+            for name, seconds in result["seconds_to_first_token"].items()
         ],
     )
 
@@ -199,3 +209,21 @@ def by_position(network: I3Network, rounds: int) -> dict[str, dict[str, float]]:
                 if abs(position - near) <= AROUND:
                     found.append(seconds)
     return {str(position): common.spread(found) for position, found in figures.items()}
+
+
+def by_length(loaded: Loaded, peer: Any, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the seconds that prompts take, ours and GPT-2's, by name."""
+    window, network = loaded.architecture.max_position_embeddings, loaded.network
+    step = CompiledStep(network) if CompiledStep.fits(network) else None  # once, as servers do
+    works: dict[str, common.Contender] = {}
+    for length in (n for n in LENGTHS if n <= window):
+        ids = torch.full((1, length), FIRST_CHUNK)
+        works[f"i3lm, {length} tokens"] = _seconds(
+            lambda i=ids: Decoder(network, step).feed(i[0].tolist())
+        )
+        works[f"gpt2, {length} tokens"] = _seconds(lambda i=ids: gpt2_loop(peer, i, 1))
+    return common.interleave(works, rounds)
+
+
+def _seconds(work: Callable[[], Any]) -> common.Contender:
+    return lambda: 1 / common.rate_of(lambda: (work(), 1)[1])
