@@ -32,10 +32,10 @@ INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const fl
 #pragma GCC unroll 2
             for (int h = 0; h < TOGETHER; h++) {
                 NAME(widen)(panel + p * each, h, 0, &w);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
                 for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i];
                 NAME(widen)(panel + p * each, h, 1, &w);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
                 for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i + 1];
             }
 #pragma GCC unroll 4
@@ -43,10 +43,10 @@ INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const fl
 #pragma GCC unroll 2
         for (int h = 0; h < TOGETHER; h++) {
             NAME(widen)(panel + p * each, h, 0, &w);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i];
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
     for (int k = 0; k < panels * count; k++)
         memcpy(sums + k * LANES, &s[k * TOGETHER], TOGETHER * sizeof w);
 }
@@ -69,15 +69,19 @@ INLINE void NAME(some_rows)(int64_t o, int64_t last, int64_t in, const uint32_t 
 TARGET
 static void NAME(rows)(int64_t first, int64_t last, int64_t in, const uint32_t *matrix, const float *bias, int64_t count,
                        const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
-    int64_t near = NEAR / in / ABREAST * ABREAST, whole = count / ABREAST * ABREAST, o;
+    int64_t near = NEAR / in / ABREAST * ABREAST, b = 0, o;
     if (near < ABREAST) near = ABREAST;
-    for (int64_t begin = 0; begin < whole; begin += near)
+    for (int64_t begin = 0; begin + ABREAST <= count; begin += near)
         for (o = first; o < last; o += LANES)
-            for (int64_t b = begin; b < whole && b < begin + near; b += ABREAST)
+            for (b = begin; b + ABREAST <= count && b < begin + near; b += ABREAST)
                 NAME(some_rows)(o, last, in, matrix, 1, bias, x + b * x_stride, x_stride, ABREAST, y + b * y_stride,
                                 y_stride, add);
-    for (o = first; o < last; o += WIDE * LANES)
-        for (int64_t b = whole; b < count; b++) {
+    for (; b + FEW <= count; b += FEW)
+        for (o = first; o < last; o += LANES)
+            NAME(some_rows)(o, last, in, matrix, 1, bias, x + b * x_stride, x_stride, FEW, y + b * y_stride, y_stride,
+                            add);
+    for (; b < count; b++)
+        for (o = first; o < last; o += WIDE * LANES) {
             const float *from = x + b * x_stride;
             float *to = y + b * y_stride;
             if (last - o > (WIDE - 1) * LANES) NAME(some_rows)(o, last, in, matrix, WIDE, bias, from, 0, 1, to, 0, add);
@@ -95,10 +99,10 @@ INLINE void NAME(weigh)(int64_t keys, int64_t size, int64_t stride, const float 
         NAME(Lanes) s[ABREAST] = {{0}}, v;
         for (int64_t j = 0; j < keys; j++) {
             memcpy(&v, values + j * size + c, sizeof v);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int b = 0; b < count; b++) s[b] += v * weights[j * LANES + b];
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int b = 0; b < count; b++) memcpy(y + b * stride + c, &s[b], sizeof v);
     }
     for (; c < size; c++)
@@ -115,10 +119,10 @@ INLINE void NAME(score)(int64_t size, const float *queries, const float *keys, i
         NAME(Lanes) s[ABREAST] = {{0}}, q;
         for (int64_t i = 0; i < size; i++) {
             memcpy(&q, queries + i * LANES + h * EACH, sizeof q);
-#pragma GCC unroll 6
+#pragma GCC unroll 12
             for (int b = 0; b < count; b++) s[b] += q * keys[b * size + i];
         }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
         for (int b = 0; b < count; b++) memcpy(scores + b * LANES + h * EACH, &s[b], sizeof q);
     }
 }
@@ -163,6 +167,7 @@ static void NAME(attend_together)(int64_t count, int64_t before, int64_t size, i
 #undef EACH
 #undef PARTS
 #undef BYTES
+#undef ABREAST
 #undef TOGETHER
 #undef NAME
 #undef TARGET

@@ -14,7 +14,7 @@
 
 #define LANES 16
 #define NEAR 8192 /* numbers of x that stay in the first cache, 32 KB */
-#define ABREAST 6 /* rows whose sums stay in registers, with 32 registers of 64 bytes or 16 of 32 */
+#define FEW 4     /* of the rows that are left */
 #define WIDE 4    /* panels, for a single row: enough sums that none waits for itself */
 
 #ifdef __GNUC__
@@ -51,11 +51,13 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
 #if defined(__GNUC__)
 #ifdef HAS_CLONES
 #define BYTES 64
+#define ABREAST 12
 #define TOGETHER 1
 #define NAME(name) name##_64
 #define TARGET __attribute__((target("arch=x86-64-v4" WIDE_VECTORS)))
 #include "lanes.h"
 #define BYTES 32
+#define ABREAST 6
 #define TOGETHER 2
 #define NAME(name) name##_32
 #define TARGET __attribute__((target("arch=x86-64-v3")))
@@ -68,6 +70,7 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
 #define CHOSEN(name, ...) name##_16(__VA_ARGS__)
 #endif
 #define BYTES 16
+#define ABREAST 6
 #define TOGETHER 2
 #define NAME(name) name##_16
 #define TARGET
