@@ -140,7 +140,7 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
                   int64_t thread, int64_t threads) {
     int64_t b, s, width = z->width, rank = z->rank, steps = z->steps, size = width / z->heads;
     const float *n = normed(z, r, t[GAIN1], t[SHIFT1], eps, own, thread, threads);
-    rows(0, z->states, width, t[B], NULL, z->rows, n, width, state, z->states, 0);
+    rows(0, z->states, width, t[B], NULL, z->rows, n, width, state, z->states, 0, work);
     for (b = 0; b < z->streams; b++)
         advance(z->states, t[A], steps, t[S] + b * z->states, state + b * steps * z->states);
     WAIT /* all have read the norm's input and the old states */
@@ -148,7 +148,7 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
         PART(width);
         for (b = 0; b < z->rows; b++)
             mix(first, last, n + b * width, t[W], t[D], t[H] + b / steps * width, r->x + b * width);
-        rows(first, last, z->states, t[C], NULL, z->rows, state, z->states, r->x, width, 1);
+        rows(first, last, z->states, t[C], NULL, z->rows, state, z->states, r->x, width, 1, work);
         for (b = 0; b < z->streams && thread == 0; b++)
             for (s = 0; s < z->states; s++) t[S][b * z->states + s] = state[((b + 1) * steps - 1) * z->states + s];
     }
@@ -156,14 +156,14 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
     n = normed(z, r, t[GAIN2], t[SHIFT2], eps, own, thread, threads);
     {
         PART(3 * rank);
-        rows(first, last, width, t[DOWN], t[DOWN_BIAS], z->rows, n, width, r->middle, 3 * rank, 0);
+        rows(first, last, width, t[DOWN], t[DOWN_BIAS], z->rows, n, width, r->middle, 3 * rank, 0, work);
     }
     WAIT
     for (int i = 0; i < 3; i++) {
         PART(width);
         float *to = i == 0 ? r->q : i == 1 ? r->y : r->hidden;
         rows(first, last, rank, t[Q_UP + 2 * i], t[Q_BIAS + 2 * i], z->rows, r->middle + i * rank, 3 * rank, to,
-             width, 0);
+             width, 0, work);
     }
     WAIT
     {
@@ -176,29 +176,29 @@ static void layer(const Sizes *z, float *const *t, const Room *r, float eps, flo
     WAIT
     {
         PART(width);
-        rows(first, last, width, t[OUT], t[OUT_BIAS], z->rows, r->y, width, r->x, width, 1);
+        rows(first, last, width, t[OUT], t[OUT_BIAS], z->rows, r->y, width, r->x, width, 1, work);
     }
     WAIT
     n = normed(z, r, t[GAIN3], t[SHIFT3], eps, own, thread, threads);
     {
         PART(rank);
-        rows(first, last, width, t[UP_B], NULL, z->rows, n, width, r->low, rank, 0);
+        rows(first, last, width, t[UP_B], NULL, z->rows, n, width, r->low, rank, 0, work);
     }
     WAIT
     {
         PART(z->inner);
-        rows(first, last, rank, t[UP_A], t[UP_BIAS], z->rows, r->low, rank, r->inner, z->inner, 0);
+        rows(first, last, rank, t[UP_A], t[UP_BIAS], z->rows, r->low, rank, r->inner, z->inner, 0, work);
         for (b = 0; b < z->rows; b++) gelu(last - first, r->inner + b * z->inner + first);
     }
     WAIT
     {
         PART(rank);
-        rows(first, last, z->inner, t[DOWN_B], NULL, z->rows, r->inner, z->inner, r->middle, rank, 0);
+        rows(first, last, z->inner, t[DOWN_B], NULL, z->rows, r->inner, z->inner, r->middle, rank, 0, work);
     }
     WAIT
     {
         PART(width);
-        rows(first, last, rank, t[DOWN_A], t[FFN_BIAS], z->rows, r->middle, rank, r->x, width, 1);
+        rows(first, last, rank, t[DOWN_A], t[FFN_BIAS], z->rows, r->middle, rank, r->x, width, 1, work);
     }
     WAIT
 }
@@ -220,7 +220,9 @@ int i3_decode(int64_t streams, int64_t steps, int64_t layers, int64_t width, int
               float eps, const int64_t *tokens, float *const *tensors, float *const *network, float *logits) {
     int64_t all = streams * steps;
     Sizes z = {streams, steps, all, layers, width, heads, rank, states, inner, classes, capacity, position};
-    int64_t shared = all * (5 * width + 4 * rank + inner), own = streams * width + all * states + (capacity + width) * LANES;
+    int64_t shared = all * (5 * width + 4 * rank + inner), own = streams * width + all * states;
+    int64_t most = width > inner ? width : inner;
+    own += (capacity + width) * LANES + MOST * (most > rank ? most : rank);
     float *scratch = malloc((shared + threads * own) * sizeof(float));
     if (!scratch) return 1;
     Room r = {.x = scratch};
@@ -248,10 +250,10 @@ int i3_decode(int64_t streams, int64_t steps, int64_t layers, int64_t width, int
             norm(1, width, r.x + ((b + 1) * steps - 1) * width, network[NORM_GAIN], network[NORM_SHIFT], eps,
                  n + b * width);
         rows(share(rank, thread, count), share(rank, thread + 1, count), width, network[HEAD_B], NULL, streams, n,
-             width, r.low, rank, 0);
+             width, r.low, rank, 0, work);
         WAIT
         rows(share(classes, thread, count), share(classes, thread + 1, count), rank, network[HEAD_A],
-             network[HEAD_BIAS], streams, r.low, rank, logits, classes, 0);
+             network[HEAD_BIAS], streams, r.low, rank, logits, classes, 0, work);
     }
     free(scratch);
     return 0;

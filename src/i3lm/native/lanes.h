@@ -18,10 +18,9 @@ INLINE void NAME(widen)(const uint32_t *pair, int h, int second, NAME(Lanes) *w)
     memcpy(w, &words, sizeof words);
 }
 
-/* For `count` rows of x the sums of `panels` panels, both known and ABREAST together at most, TOGETHER vectors of each.
+/* For x (in, count) the sums of `panels` panels, both known and ABREAST together at most, TOGETHER vectors of each.
  * sums: (panels, count, LANES) from those vectors on. */
-INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const float *x, int64_t stride, int count,
-                         float *sums) {
+INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const float *x, int count, float *sums) {
     NAME(Lanes) s[ABREAST * TOGETHER], w;
     int64_t each = panel_words(in), i;
 #pragma GCC unroll 12
@@ -33,10 +32,10 @@ INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const fl
             for (int h = 0; h < TOGETHER; h++) {
                 NAME(widen)(panel + p * each, h, 0, &w);
 #pragma GCC unroll 12
-                for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i];
+                for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[i * count + b];
                 NAME(widen)(panel + p * each, h, 1, &w);
 #pragma GCC unroll 12
-                for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i + 1];
+                for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[(i + 1) * count + b];
             }
 #pragma GCC unroll 4
     for (int p = 0; p < panels && i < in; p++)
@@ -44,50 +43,55 @@ INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const fl
         for (int h = 0; h < TOGETHER; h++) {
             NAME(widen)(panel + p * each, h, 0, &w);
 #pragma GCC unroll 12
-            for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[b * stride + i];
+            for (int b = 0; b < count; b++) s[(p * count + b) * TOGETHER + h] += w * x[i * count + b];
         }
 #pragma GCC unroll 12
     for (int k = 0; k < panels * count; k++)
         memcpy(sums + k * LANES, &s[k * TOGETHER], TOGETHER * sizeof w);
 }
 
-/* `panels` panels, known, from output o on, for `count` rows, known: see `rows`. */
+/* `panels` panels, known, from output o on, for x (in, count), count known: see `rows`. */
 INLINE void NAME(some_rows)(int64_t o, int64_t last, int64_t in, const uint32_t *matrix, int panels, const float *bias,
-                            const float *x, int64_t x_stride, int count, float *y, int64_t y_stride, int add) {
+                            const float *x, int count, float *y, int64_t stride, int add) {
     float sums[ABREAST * LANES] __attribute__((aligned(64)));
     const uint32_t *panel = matrix + o / LANES * panel_words(in);
     for (int h = 0; h < PARTS; h += TOGETHER)
-        NAME(add_up)(in, panel + h * EACH, panels, x, x_stride, count, sums + h * EACH);
+        NAME(add_up)(in, panel + h * EACH, panels, x, count, sums + h * EACH);
     for (int p = 0; p < panels; p++, o += LANES)
         for (int b = 0; b < count; b++) {
-            float *from = sums + (p * count + b) * LANES, *to = y + b * y_stride + o;
+            float *from = sums + (p * count + b) * LANES, *to = y + b * stride + o;
             if (last - o < LANES) give(from, last - o, bias ? bias + o : NULL, to, add);
             else give(from, LANES, bias ? bias + o : NULL, to, add);
         }
 }
 
+/* All panels for `count` rows, known. Side by side, their numbers come one after the other from one place. */
+INLINE void NAME(rows_abreast)(int64_t first, int64_t last, int64_t in, const uint32_t *matrix, const float *bias,
+                               int count, const float *x, int64_t x_stride, float *y, int64_t y_stride, int add,
+                               float *work) {
+    for (int64_t i = 0; i < in; i++)
+        for (int b = 0; b < count; b++) work[i * count + b] = x[b * x_stride + i];
+    for (int64_t o = first; o < last; o += LANES)
+        NAME(some_rows)(o, last, in, matrix, 1, bias, work, count, y, y_stride, add);
+}
+
 TARGET
 static void NAME(rows)(int64_t first, int64_t last, int64_t in, const uint32_t *matrix, const float *bias, int64_t count,
-                       const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
-    int64_t near = NEAR / in / ABREAST * ABREAST, b = 0, o;
-    if (near < ABREAST) near = ABREAST;
-    for (int64_t begin = 0; begin + ABREAST <= count; begin += near)
-        for (o = first; o < last; o += LANES)
-            for (b = begin; b + ABREAST <= count && b < begin + near; b += ABREAST)
-                NAME(some_rows)(o, last, in, matrix, 1, bias, x + b * x_stride, x_stride, ABREAST, y + b * y_stride,
-                                y_stride, add);
+                       const float *x, int64_t x_stride, float *y, int64_t y_stride, int add, float *work) {
+    int64_t b = 0;
+    for (; b + ABREAST <= count; b += ABREAST)
+        NAME(rows_abreast)(first, last, in, matrix, bias, ABREAST, x + b * x_stride, x_stride, y + b * y_stride, y_stride,
+                           add, work);
     for (; b + FEW <= count; b += FEW)
-        for (o = first; o < last; o += LANES)
-            NAME(some_rows)(o, last, in, matrix, 1, bias, x + b * x_stride, x_stride, FEW, y + b * y_stride, y_stride,
-                            add);
+        NAME(rows_abreast)(first, last, in, matrix, bias, FEW, x + b * x_stride, x_stride, y + b * y_stride, y_stride, add,
+                           work);
     for (; b < count; b++)
-        for (o = first; o < last; o += WIDE * LANES) {
+        for (int64_t o = first; o < last; o += WIDE * LANES) {
             const float *from = x + b * x_stride;
             float *to = y + b * y_stride;
-            if (last - o > (WIDE - 1) * LANES) NAME(some_rows)(o, last, in, matrix, WIDE, bias, from, 0, 1, to, 0, add);
+            if (last - o > (WIDE - 1) * LANES) NAME(some_rows)(o, last, in, matrix, WIDE, bias, from, 1, to, 0, add);
             else
-                for (int64_t i = o; i < last; i += LANES)
-                    NAME(some_rows)(i, last, in, matrix, 1, bias, from, 0, 1, to, 0, add);
+                for (int64_t i = o; i < last; i += LANES) NAME(some_rows)(i, last, in, matrix, 1, bias, from, 1, to, 0, add);
         }
 }
 

@@ -13,7 +13,7 @@
 #include "numbers.h"
 
 #define LANES 16
-#define NEAR 8192 /* numbers of x that stay in the first cache, 32 KB */
+#define MOST 12   /* rows abreast, of any kind of processor */
 #define FEW 4     /* of the rows that are left */
 #define WIDE 4    /* panels, for a single row: enough sums that none waits for itself */
 
@@ -51,7 +51,7 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
 #if defined(__GNUC__)
 #ifdef HAS_CLONES
 #define BYTES 64
-#define ABREAST 12
+#define ABREAST MOST
 #define TOGETHER 1
 #define NAME(name) name##_64
 #define TARGET __attribute__((target("arch=x86-64-v4" WIDE_VECTORS)))
@@ -78,9 +78,9 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
 #endif
 
 /* y[b][o] (+)= weight[o] . x[b] + bias[o] for the outputs first <= o < last, of whole panels but for the matrix's last,
- * and `count` rows x[b]. */
+ * and `count` rows x[b]. work: (MOST, in). */
 static void rows(int64_t first, int64_t last, int64_t in, const void *matrix, const float *bias, int64_t count,
-                 const float *x, int64_t x_stride, float *y, int64_t y_stride, int add) {
+                 const float *x, int64_t x_stride, float *y, int64_t y_stride, int add, float *work) {
 #if !defined(__GNUC__)
     for (int64_t b = 0; b < count; b++)
         for (int64_t o = first; o < last; o++) {
@@ -91,6 +91,6 @@ static void rows(int64_t first, int64_t last, int64_t in, const void *matrix, co
             give(&sum, 1, bias ? bias + o : NULL, y + b * y_stride + o, add);
         }
 #else
-    CHOSEN(rows, first, last, in, matrix, bias, count, x, x_stride, y, y_stride, add);
+    CHOSEN(rows, first, last, in, matrix, bias, count, x, x_stride, y, y_stride, add, work);
 #endif
 }
