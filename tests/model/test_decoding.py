@@ -73,7 +73,9 @@ WIDE = {"hidden_size": 96, "num_attention_heads": 2, "rank": 32, "intermediate_s
 
 @compiled
 @pytest.mark.parametrize("streams", [1, 3])
-@pytest.mark.parametrize("sizes", [{}, {**WIDE, "max_position_embeddings": 41}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"state_size": 200}, {**WIDE, "max_position_embeddings": 41}]
+)
 @pytest.mark.parametrize("lengths", [(1, 1), (2, 1, 20), (7, 6, 11), (18, 3), (19, 5), (24,)])
 @torch.inference_mode()
 def test_it_reads_prompts_as_the_network_in_float64_does(streams, sizes, lengths):
@@ -87,11 +89,8 @@ def test_it_reads_prompts_as_the_network_in_float64_does(streams, sizes, lengths
     for length in lengths:
         ids = torch.randint(0, 50, (streams, length))
         expected = truth(ids, states)[:, -1]
-        for threads in (1, 3):
-            again = copy.deepcopy(mine)
-            got = step(ids, again, threads)
-            torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-4)
-        mine = again
+        got = step(ids, mine)
+        torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-4)
     for a, b in zip(mine, states, strict=True):
         assert a.length == b.length == sum(lengths)
         pairs = zip(
@@ -115,6 +114,47 @@ def test_a_prompt_longer_than_a_call_is_read_in_several(monkeypatch):
     with pytest.raises(ValueError, match="24 positions"):
         step(ids[:, :2], states)
     assert states[0].length == 23
+
+
+@compiled
+@torch.inference_mode()
+def test_a_call_that_fails_changes_nothing(monkeypatch):
+    network, ids = random_network(), torch.randint(0, 50, (2, 5))
+    step, states = CompiledStep(network), network.new_states()
+    step(ids, states)
+    for bad, error, words in [
+        (ids[:, :0], ValueError, "no token"),
+        (ids.int(), ValueError, "int64"),
+        (ids + 50, IndexError, "none of 50"),
+        (ids - 50, IndexError, "token -"),
+        (ids[:1], ValueError, "hold 2 texts, not 1"),
+    ]:
+        with pytest.raises(error, match=words):
+            step(bad, states)
+
+    def no_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as full:
+        full.setattr(decoding, "tensor_call", no_memory)
+        with pytest.raises(MemoryError):
+            step(ids, states)
+    assert [state.length for state in states] == [5] * 3
+    with pytest.raises(ValueError, match="no token"):
+        Decoder(network).feed([])
+
+
+@compiled
+@torch.inference_mode()
+def test_states_are_float32_whatever_the_default_is():
+    network, ids = random_network(), torch.randint(0, 50, (1, 20))
+    expected = CompiledStep(network)(ids, network.new_states())
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = CompiledStep(network)(ids, network.new_states())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
 
 
 @compiled
@@ -143,6 +183,10 @@ def test_it_stands_for_plain_float32_networks_only():
     network = random_network()
     network.model.layers[0].attention.o_proj = nn.Linear(36, 36)
     assert not CompiledStep.fits(network)
+    for name in ("", "model", "model.norm", "model.embed_tokens", "model.layers.1", "lm_head"):
+        network = random_network()
+        network.get_submodule(name).register_forward_hook(lambda *_: None)
+        assert not CompiledStep.fits(network), name
 
 
 @compiled

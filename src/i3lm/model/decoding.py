@@ -19,7 +19,7 @@ from i3lm.native import tensor_call, tensor_library
 
 LANES = 16  # outputs of a panel (native/rows.h)
 STATE_TENSORS = 4  # of a layer, the last of its addresses: `LayerState.buffers`
-AT_ONCE = 256  # positions of a call, which takes some 20 KB for each of i3-12m's
+AT_ONCE = 256  # positions of a call, each of which takes 20 KB in i3-12m, for every text
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -68,7 +68,7 @@ class CompiledStep:
         """Say whether the compiled step can stand for the network."""
         if tensor_library() is None or network.lm_head.bias is None:
             return False
-        if network._forward_pre_hooks:  # it must be called
+        if any(map(fused.is_watched, network.modules())):  # they must be called
             return False
         plain = all(map(fused.is_plain, network.model.layers)) and fused.is_plain(network.lm_head)
         tensors = network.parameters()
@@ -85,10 +85,18 @@ class CompiledStep:
         """Return logits (B, V) after tokens (B, T) int64, which the states then hold too.
 
         Rows that stand for no token have logit -inf. Any number of threads gives the same bits.
-        ValueError where the window has no room for so many.
+        ValueError where there is no token, or the window has no room for so many; IndexError for a
+        token that there is not. All come before anything changes.
         """
+        if tokens.shape[1] == 0:
+            raise ValueError("there is no token to go on with")
         if states[0].length + tokens.shape[1] > states[0].capacity:
             raise ValueError(f"the window of {states[0].capacity} positions is full")
+        if tokens.dtype != torch.int64:
+            raise ValueError(f"tokens are int64, not {tokens.dtype}")
+        least, most, rows = int(tokens.min()), int(tokens.max()), self.config.vocab_size
+        if least < 0 or most >= rows:
+            raise IndexError(f"token {least if least < 0 else most} is none of {rows}")
         for begin in range(0, tokens.shape[1], AT_ONCE):
             logits = self._call(tokens[:, begin : begin + AT_ONCE], states, threads)
         if self.classes == self.config.vocab_size:
@@ -102,8 +110,7 @@ class CompiledStep:
         for end, state in zip(range(each, len(addresses) + 1, each), states, strict=True):
             buffers = state.buffers(streams, config)
             addresses[end - STATE_TENSORS : end] = _addresses(buffers)  # type: ignore[assignment]
-            state.length += steps
-        logits = torch.empty(streams, self.classes, dtype=torch.float32)
+        logits = torch.empty(streams, self.classes, dtype=torch.float32, device="cpu")
         tensor_call(
             "i3_decode",
             *(streams, steps, len(states), config.hidden_size, config.num_attention_heads),
@@ -114,6 +121,8 @@ class CompiledStep:
             self._outer_addresses,
             logits,
         )
+        for state in states:
+            state.length += steps
         return logits
 
 

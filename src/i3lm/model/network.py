@@ -50,13 +50,19 @@ class LayerState:
     def buffers(self, streams: int, config: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return h, s, and the whole buffers of keys and values, all contiguous; ours to change.
 
-        At first they are made, of zeros, for so many texts at once.
+        At first they are made, of zeros, float32 in memory, for so many texts at once. ValueError
+        where they hold another number of texts.
         """
         if self.recurrent is None or self._keys is None or self._values is None:
             heads, width = config.num_attention_heads, config.hidden_size
-            self.recurrent = torch.zeros(streams, width), torch.zeros(streams, config.state_size)
-            shape = streams, heads, self.capacity, width // heads
-            self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
+            kept = streams, heads, self.capacity, width // heads
+            shapes = (streams, width), (streams, config.state_size), kept, kept
+            h, s, self._keys, self._values = (
+                torch.zeros(shape, dtype=torch.float32, device="cpu") for shape in shapes
+            )
+            self.recurrent = h, s
+        if self._keys.shape[0] != streams:
+            raise ValueError(f"the states hold {self._keys.shape[0]} texts, not {streams}")
         h, s = self.recurrent = tuple(t.contiguous() for t in self.recurrent)  # type: ignore[assignment]
         return h, s, self._keys, self._values
 

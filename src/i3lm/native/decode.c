@@ -95,7 +95,9 @@ typedef struct {
     float *x, *middle, *q, *y, *low, *inner, *hidden, *n; /* shared by the threads */
 } Room;
 
-/* A thread's share of `count` rows. It begins at a whole strip, so that any number of threads adds a row up alike. */
+static inline int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* A thread's share of `count` outputs. It begins at a whole panel, so that any number of threads adds them up alike. */
 static inline int64_t share(int64_t count, int64_t thread, int64_t threads) {
     return thread == threads ? count : (count / LANES * thread + threads - 1) / threads * LANES;
 }
@@ -135,7 +137,7 @@ static void attend_head(const Sizes *z, const float *q, float *k, const float *v
     for (; s < z->steps; s++) attend(at + s + 1, size, q + s * width, keys, values, k + s * width, work);
 }
 
-/* A layer, by one of the threads. own, state: its own room, (streams, width) and (rows, states). */
+/* A layer, by one of the threads. own, state, work: its own room, (streams, width), (rows, states) and see i3_decode. */
 static void layer(const Sizes *z, float *const *t, const Room *r, float eps, float *own, float *state, float *work,
                   int64_t thread, int64_t threads) {
     int64_t b, s, width = z->width, rank = z->rank, steps = z->steps, size = width / z->heads;
@@ -221,8 +223,8 @@ int i3_decode(int64_t streams, int64_t steps, int64_t layers, int64_t width, int
     int64_t all = streams * steps;
     Sizes z = {streams, steps, all, layers, width, heads, rank, states, inner, classes, capacity, position};
     int64_t shared = all * (5 * width + 4 * rank + inner), own = streams * width + all * states;
-    int64_t most = width > inner ? width : inner;
-    own += (capacity + width) * LANES + MOST * (most > rank ? most : rank);
+    int64_t most = largest(largest(width, inner), largest(rank, states)); /* numbers that a matrix takes */
+    own += (capacity + width) * LANES + MOST * most;                      /* of work: attention, rows */
     float *scratch = malloc((shared + threads * own) * sizeof(float));
     if (!scratch) return 1;
     Room r = {.x = scratch};

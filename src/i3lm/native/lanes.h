@@ -1,8 +1,8 @@
 /* What steps of generation do most, in vectors of BYTES bytes, as wide as the registers, TOGETHER of them at a time.
  * Included for each width: NAME tells them apart, TARGET says for which processors they are.
  *
- * Sums stay in registers and in their lanes, and are added up in one order, whatever else is computed. What is said to be
- * known is so where a function is inlined. */
+ * Sums stay in registers and in their lanes, and are added up in one order, whatever else is computed. `panels` and `count`
+ * of what is inlined are constants there. */
 
 #define EACH (BYTES / 4)     /* lanes of a vector */
 #define PARTS (LANES / EACH) /* vectors of a panel */
@@ -18,7 +18,7 @@ INLINE void NAME(widen)(const uint32_t *pair, int h, int second, NAME(Lanes) *w)
     memcpy(w, &words, sizeof words);
 }
 
-/* For x (in, count) the sums of `panels` panels, both known and ABREAST together at most, TOGETHER vectors of each.
+/* For x (in, count) the sums of `panels` panels, TOGETHER vectors of each; panels * count <= ABREAST.
  * sums: (panels, count, LANES) from those vectors on. */
 INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const float *x, int count, float *sums) {
     NAME(Lanes) s[ABREAST * TOGETHER], w;
@@ -50,7 +50,7 @@ INLINE void NAME(add_up)(int64_t in, const uint32_t *panel, int panels, const fl
         memcpy(sums + k * LANES, &s[k * TOGETHER], TOGETHER * sizeof w);
 }
 
-/* `panels` panels, known, from output o on, for x (in, count), count known: see `rows`. */
+/* `panels` panels from output o on, for x (in, count): see `rows`. */
 INLINE void NAME(some_rows)(int64_t o, int64_t last, int64_t in, const uint32_t *matrix, int panels, const float *bias,
                             const float *x, int count, float *y, int64_t stride, int add) {
     float sums[ABREAST * LANES] __attribute__((aligned(64)));
@@ -65,7 +65,7 @@ INLINE void NAME(some_rows)(int64_t o, int64_t last, int64_t in, const uint32_t 
         }
 }
 
-/* All panels for `count` rows, known. Side by side, their numbers come one after the other from one place. */
+/* All panels for `count` rows, whose numbers are read one after the other from one place: work (in, count). */
 INLINE void NAME(rows_abreast)(int64_t first, int64_t last, int64_t in, const uint32_t *matrix, const float *bias,
                                int count, const float *x, int64_t x_stride, float *y, int64_t y_stride, int add,
                                float *work) {
@@ -95,7 +95,7 @@ static void NAME(rows)(int64_t first, int64_t last, int64_t in, const uint32_t *
         }
 }
 
-/* y[b] = the sum of values over the keys, weighted by weights[key][b], for `count` queries, known. */
+/* y[b] = the sum of values over the keys, weighted by weights[key][b], for `count` queries. */
 INLINE void NAME(weigh)(int64_t keys, int64_t size, int64_t stride, const float *weights, const float *values,
                         int count, float *y) {
     int64_t c = 0;
@@ -117,7 +117,7 @@ INLINE void NAME(weigh)(int64_t keys, int64_t size, int64_t stride, const float 
         }
 }
 
-/* The scores of `count` keys, known, for LANES queries: (count, LANES). queries: (size, LANES) */
+/* The scores of `count` keys for LANES queries: (count, LANES). queries: (size, LANES) */
 INLINE void NAME(score)(int64_t size, const float *queries, const float *keys, int count, float *scores) {
     for (int h = 0; h < PARTS; h++) {
         NAME(Lanes) s[ABREAST] = {{0}}, q;

@@ -25,7 +25,7 @@
 
 static inline int64_t panel_words(int64_t in) { return (in + 1) / 2 * LANES; }
 
-/* Gives the sums of a panel to their place, `count` of them. */
+/* Gives `count` of the LANES sums of a panel to their place. */
 INLINE void give(const float *sums, int64_t count, const float *bias, float *y, int add) {
     float sum[LANES];
     memcpy(sum, sums, sizeof sum);
@@ -48,6 +48,7 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
     }
 }
 
+/* For the widths of registers that there may be; without clones for 16 bytes alone, which all have. */
 #if defined(__GNUC__)
 #ifdef HAS_CLONES
 #define BYTES 64
@@ -78,17 +79,17 @@ static void pack_panel(int64_t count, int64_t in, const float *restrict weight, 
 #endif
 
 /* y[b][o] (+)= weight[o] . x[b] + bias[o] for the outputs first <= o < last, of whole panels but for the matrix's last,
- * and `count` rows x[b]. work: (MOST, in). */
+ * and `count` rows x[b]. work: MOST * in floats. */
 static void rows(int64_t first, int64_t last, int64_t in, const void *matrix, const float *bias, int64_t count,
                  const float *x, int64_t x_stride, float *y, int64_t y_stride, int add, float *work) {
 #if !defined(__GNUC__)
     for (int64_t b = 0; b < count; b++)
         for (int64_t o = first; o < last; o++) {
             const uint32_t *word = (const uint32_t *)matrix + o / LANES * panel_words(in) + o % LANES;
-            float sum = 0;
+            float sum = (add ? y[b * y_stride + o] : 0) + (bias ? bias[o] : 0);
             for (int64_t i = 0; i < in; i++)
                 sum += load_bf16((uint16_t)(word[i / 2 * LANES] >> i % 2 * 16)) * x[b * x_stride + i];
-            give(&sum, 1, bias ? bias + o : NULL, y + b * y_stride + o, add);
+            y[b * y_stride + o] = sum;
         }
 #else
     CHOSEN(rows, first, last, in, matrix, bias, count, x, x_stride, y, y_stride, add, work);
