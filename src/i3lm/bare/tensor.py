@@ -303,6 +303,14 @@ class Tensor:
         """Return the place of the largest."""
         return Tensor(self.a.argmax(dim))
 
+    def min(self) -> "Tensor":
+        """Return the least number."""
+        return Tensor(self.a.min())
+
+    def max(self) -> "Tensor":
+        """Return the greatest number."""
+        return Tensor(self.a.max())
+
     def all(self) -> "Tensor":
         """Say whether all are true."""
         return Tensor(self.a.all())
